@@ -1,0 +1,1 @@
+//! The benches are in `benches/`, one file per unit of work.

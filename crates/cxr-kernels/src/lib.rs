@@ -1,0 +1,48 @@
+//! The hot operations of latent diffusion as a [burn](burn) backend extension.
+//!
+//! [`DiffusionBackend`] is a trait over burn's backends with a default body in plain burn operations for
+//! every method, so that it holds for all of them: the pure-Rust CPU backend `Flex`, the Cube backends (CUDA,
+//! wgpu), LibTorch, burn's fusion layer, and [`Autodiff`](burn::backend::Autodiff) over any of them, where each
+//! operation has one backward step of its own. `Flex` has hand-written kernels on top.
+//!
+//! Three floors, from the user's side down:
+//!
+//! | Module | Works on | For |
+//! |---|---|---|
+//! | [`nn`] | modules that hold weights | models |
+//! | [`ops`] | burn tensors; shapes and dtypes are checked here | anything else |
+//! | [`DiffusionBackend`] | backend primitives | new kernels |
+//!
+//! ```
+//! # #[cfg(feature = "flex")] {
+//! use burn::tensor::Tensor;
+//! use cxr_kernels::{Flex, ops};
+//!
+//! let device = Default::default();
+//! let x = Tensor::<Flex, 2>::from_floats([[0.0, 1.0]], &device);
+//! let y = ops::silu(x);
+//! assert!((y.into_data().to_vec::<f32>().unwrap()[1] - 0.731_058_6).abs() < 1e-6);
+//! # }
+//! ```
+//!
+//! # Features
+//!
+//! `flex`, `cuda`, `wgpu` (or `vulkan`, `metal`: one type in burn, so one of the three), `tch`: the backends
+//! for which the trait is implemented. None is on by default; programs choose.
+
+mod autodiff;
+mod backend;
+mod cache;
+#[cfg(feature = "cube")]
+mod cube;
+#[cfg(feature = "flex")]
+mod flex;
+pub mod nn;
+pub mod ops;
+#[cfg(feature = "tch")]
+mod tch;
+
+pub use backend::{DiffusionAutodiff, DiffusionBackend};
+#[cfg(feature = "flex")]
+pub use burn_flex::Flex;
+pub use cache::WeightCache;
