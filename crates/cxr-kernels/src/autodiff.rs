@@ -152,8 +152,8 @@ impl<B: DiffusionBackend, C: CheckpointStrategy> DiffusionBackend for Autodiff<B
             Some(bias) => {
                 let shape = bias.primitive.shape();
                 record::<B, C, 3>([&x, &weight, &bias], y, move |grad, [want_x, want_weight, want_bias]| {
-                    let to_bias = want_bias
-                        .then(|| B::float_reshape(B::float_sum_dim(grad.clone(), 0), shape.clone()));
+                    let to_bias =
+                        want_bias.then(|| B::float_reshape(B::float_sum_dim(grad.clone(), 0), shape.clone()));
                     let (x, weight) = to_x_and_weight(grad, want_x, want_weight);
                     [x, weight, to_bias]
                 })
@@ -193,9 +193,8 @@ impl<B: DiffusionBackend, C: CheckpointStrategy> DiffusionBackend for Autodiff<B
                 )),
                 _ => None,
             };
-            let to_x = want_x.then(|| {
-                B::kernel_conv2d_x_backward(x_shape.clone(), weight, grad, stride, padding, &cache)
-            });
+            let to_x = want_x
+                .then(|| B::kernel_conv2d_x_backward(x_shape.clone(), weight, grad, stride, padding, &cache));
             (to_x, to_weight)
         };
         match bias {
@@ -207,7 +206,8 @@ impl<B: DiffusionBackend, C: CheckpointStrategy> DiffusionBackend for Autodiff<B
                 let shape = bias.primitive.shape();
                 record::<B, C, 3>([&x, &weight, &bias], y, move |grad, [want_x, want_weight, want_bias]| {
                     let to_bias = want_bias.then(|| {
-                        let sum = [3, 2, 0].into_iter().fold(grad.clone(), |sum, dim| B::float_sum_dim(sum, dim));
+                        let sum =
+                            [3, 2, 0].into_iter().fold(grad.clone(), |sum, dim| B::float_sum_dim(sum, dim));
                         B::float_reshape(sum, shape.clone())
                     });
                     let (x, weight) = to_x_and_weight(grad, want_x, want_weight);

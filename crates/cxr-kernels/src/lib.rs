@@ -39,6 +39,7 @@ mod cube;
 mod flex;
 pub mod nn;
 pub mod ops;
+mod plain;
 #[cfg(feature = "tch")]
 mod tch;
 

@@ -1,0 +1,331 @@
+//! Convolution by tiles: a few rows of the image at a time are unfolded into a matrix that stays in the cache
+//! (im2col), and multiplied there; forward, and both gradients.
+//!
+//! For layers whose weights stay in the cache too. Above [`WEIGHT_LIMIT`] every tile would read all the weights
+//! from memory again, and burn's own convolution is the better one. The choice looks at the layer alone.
+
+use burn::tensor::{DType, Shape, TensorData, TensorMetadata};
+use burn_flex::FlexTensor;
+use rayon::prelude::*;
+
+use super::gemm::{Matrix, Shared, product};
+use crate::WeightCache;
+
+/// Largest number of weights that this kernel takes on: 2 MiB, the second-level cache of current cores.
+const WEIGHT_LIMIT: usize = 512 * 1024;
+/// Elements of an unfolded tile: 512 KiB, to stay in the second-level cache beside the weights.
+const TILE_ELEMENTS: usize = 128 * 1024;
+/// Partial sums of a weight gradient. Fixed, so that the result does not depend on the number of threads.
+const PARTIAL_SUMS: usize = 8;
+
+/// Whether this kernel should run for weights of this shape and dtype.
+pub(super) fn applies(weight: &FlexTensor, x_dtype: DType) -> bool {
+    let f32s = x_dtype == DType::F32 && weight.dtype() == DType::F32;
+    f32s && weight.shape().num_elements() <= WEIGHT_LIMIT
+}
+
+/// The sizes of one convolution.
+#[derive(Clone, Copy, Debug)]
+struct Geometry {
+    batch: usize,
+    input: [usize; 3],
+    output: [usize; 3],
+    kernel: [usize; 2],
+    stride: usize,
+    padding: usize,
+}
+
+impl Geometry {
+    fn new(x: &Shape, weight: &Shape, stride: usize, padding: usize) -> Self {
+        let [batch, c, h, w] = x.dims();
+        let [out, _, kh, kw] = weight.dims();
+        let extent = |size: usize, kernel: usize| (size + 2 * padding - kernel) / stride + 1;
+        Self {
+            batch,
+            input: [c, h, w],
+            output: [out, extent(h, kh), extent(w, kw)],
+            kernel: [kh, kw],
+            stride,
+            padding,
+        }
+    }
+
+    /// Rows of the unfolded matrix.
+    fn depth(&self) -> usize {
+        self.input[0] * self.kernel[0] * self.kernel[1]
+    }
+
+    fn input_len(&self) -> usize {
+        self.input.iter().product()
+    }
+
+    fn output_len(&self) -> usize {
+        self.output.iter().product()
+    }
+
+    /// A 1x1 convolution reads the image as it lies.
+    fn is_pointwise(&self) -> bool {
+        self.kernel == [1, 1] && self.stride == 1 && self.padding == 0
+    }
+
+    /// The tiles of one image: first output row, and number of rows.
+    fn tiles(&self) -> Vec<(usize, usize)> {
+        let [_, height, width] = self.output;
+        let rows = (TILE_ELEMENTS / (self.depth() * width).max(1)).clamp(1, height.max(1));
+        (0..height).step_by(rows).map(|start| (start, rows.min(height - start))).collect()
+    }
+
+    /// Every tile of every image, in order.
+    fn tasks(&self) -> Vec<(usize, usize, usize)> {
+        let tiles = self.tiles();
+        (0..self.batch).flat_map(|n| tiles.iter().map(move |&(row, rows)| (n, row, rows))).collect()
+    }
+
+    /// Unfolds output rows `row..row + rows` of one image into `column` `[depth, rows * width]`.
+    fn unfold(&self, image: &[f32], row: usize, rows: usize, column: &mut Vec<f32>) {
+        let ([c, h, w], [_, _, out_w], [kh, kw]) = (self.input, self.output, self.kernel);
+        column.resize(self.depth() * rows * out_w, 0.0);
+        let mut lines = column.chunks_exact_mut(out_w);
+        for channel in 0..c {
+            let plane = &image[channel * h * w..(channel + 1) * h * w];
+            for ky in 0..kh {
+                for kx in 0..kw {
+                    for y in row..row + rows {
+                        let line = lines.next().expect("as many lines as the column has");
+                        match (y * self.stride + ky).checked_sub(self.padding) {
+                            Some(source) if source < h => {
+                                self.unfold_line(&plane[source * w..(source + 1) * w], kx, line)
+                            }
+                            _ => line.fill(0.0),
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// The output columns whose input column lies in the image, for kernel column `kx`.
+    fn inside(&self, kx: usize) -> std::ops::Range<usize> {
+        let (w, out_w) = (self.input[2], self.output[2]);
+        let start = self.padding.saturating_sub(kx).div_ceil(self.stride).min(out_w);
+        let end = (w + self.padding).saturating_sub(kx).div_ceil(self.stride).clamp(start, out_w);
+        start..end
+    }
+
+    fn unfold_line(&self, source: &[f32], kx: usize, line: &mut [f32]) {
+        let inside = self.inside(kx);
+        line[..inside.start].fill(0.0);
+        line[inside.end..].fill(0.0);
+        if inside.is_empty() {
+            return;
+        }
+        let first = inside.start * self.stride + kx - self.padding;
+        let length = inside.len();
+        if self.stride == 1 {
+            line[inside].copy_from_slice(&source[first..first + length]);
+        } else {
+            for (to, from) in line[inside].iter_mut().zip(source[first..].iter().step_by(self.stride)) {
+                *to = *from;
+            }
+        }
+    }
+
+    /// Adds an unfolded tile back onto its image: the transpose of [`unfold`](Self::unfold).
+    fn fold(&self, column: &[f32], row: usize, rows: usize, image: &mut [f32]) {
+        let ([c, h, w], [_, _, out_w], [kh, kw]) = (self.input, self.output, self.kernel);
+        let mut lines = column.chunks_exact(out_w);
+        for channel in 0..c {
+            let plane = &mut image[channel * h * w..(channel + 1) * h * w];
+            for ky in 0..kh {
+                for kx in 0..kw {
+                    let inside = self.inside(kx);
+                    for y in row..row + rows {
+                        let line = lines.next().expect("as many lines as the column has");
+                        let source = (y * self.stride + ky).checked_sub(self.padding).filter(|s| *s < h);
+                        let Some(source) = source.filter(|_| !inside.is_empty()) else { continue };
+                        let first = inside.start * self.stride + kx - self.padding;
+                        let target = plane[source * w + first..(source + 1) * w].iter_mut();
+                        for (to, from) in target.step_by(self.stride).zip(&line[inside.clone()]) {
+                            *to += *from;
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// `x` `[n, c, h, w]`, `weight` `[out, c, kh, kw]`, `bias` `[out]`: `[n, out, h', w']`.
+pub(super) fn forward(
+    x: FlexTensor,
+    weight: FlexTensor,
+    bias: Option<FlexTensor>,
+    stride: usize,
+    padding: usize,
+) -> FlexTensor {
+    let (x, weight) = (x.to_contiguous(), weight.to_contiguous());
+    let bias = bias.map(|bias| bias.to_contiguous());
+    let geometry = Geometry::new(&x.shape(), &weight.shape(), stride, padding);
+    let out = convolve(geometry, slice(&x), slice(&weight), bias.as_ref().map(slice));
+    let [channels, height, width] = geometry.output;
+    tensor(out, Shape::new([geometry.batch, channels, height, width]))
+}
+
+fn convolve(geometry: Geometry, x: &[f32], weight: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
+    let [channels, height, width] = geometry.output;
+    let plane = height * width;
+    let depth = geometry.depth();
+    let mut out = vec![0.0_f32; geometry.batch * geometry.output_len()];
+    let target = Shared::new(&mut out);
+    geometry.tasks().into_par_iter().for_each_init(Vec::new, |column, (n, row, rows)| {
+        let image = &x[n * geometry.input_len()..(n + 1) * geometry.input_len()];
+        let pixels = rows * width;
+        let rhs = if geometry.is_pointwise() {
+            Matrix::rows(&image[row * width..], plane)
+        } else {
+            geometry.unfold(image, row, rows, column);
+            Matrix::rows(column, pixels)
+        };
+        let first = n * geometry.output_len() + row * width;
+        // SAFETY: this task alone writes rows `row..row + rows` of every channel of image `n`, which lie in `out`;
+        // the operands have `[channels, depth]` and `[depth, pixels]` elements.
+        unsafe {
+            if let Some(bias) = bias {
+                for (channel, bias) in bias.iter().enumerate() {
+                    std::slice::from_raw_parts_mut(target.at(first + channel * plane), pixels).fill(*bias);
+                }
+            }
+            let sizes = [channels, pixels, depth];
+            product(sizes, Matrix::rows(weight, depth), rhs, target.at(first), plane, bias.is_some());
+        }
+    });
+    out
+}
+
+/// Gradient with respect to the input, whose shape is `x_shape`.
+pub(super) fn x_backward(
+    x_shape: &Shape,
+    weight: FlexTensor,
+    grad: FlexTensor,
+    stride: usize,
+    padding: usize,
+    cache: &WeightCache,
+) -> FlexTensor {
+    let geometry = Geometry::new(x_shape, &weight.shape(), stride, padding);
+    let (weight, grad) = (weight.to_contiguous(), grad.to_contiguous());
+    let [kh, kw] = geometry.kernel;
+    let out = if stride == 1 && kh == kw && padding < kh {
+        let rotated = rotated(&geometry, weight, cache);
+        let [out_c, out_h, out_w] = geometry.output;
+        let back = Geometry {
+            input: [out_c, out_h, out_w],
+            output: geometry.input,
+            padding: kh - 1 - padding,
+            ..geometry
+        };
+        convolve(back, slice(&grad), &rotated, None)
+    } else {
+        fold_back(geometry, slice(&weight), slice(&grad))
+    };
+    tensor(out, x_shape.clone())
+}
+
+/// The weights with their two channel dimensions exchanged and their kernels turned by half a circle,
+/// `[c, out, kh, kw]`: convolving the output's gradient with them gives the input's.
+fn rotated(geometry: &Geometry, weight: FlexTensor, cache: &WeightCache) -> std::sync::Arc<Vec<f32>> {
+    let (c, out, taps) = (geometry.input[0], geometry.output[0], geometry.kernel[0] * geometry.kernel[1]);
+    let same = |a: &FlexTensor, b: &FlexTensor| std::ptr::eq(slice(a), slice(b));
+    cache.get_or_pack(weight.clone(), same, || {
+        let weight = slice(&weight);
+        let mut rotated = Vec::with_capacity(weight.len());
+        for channel in 0..c {
+            for o in 0..out {
+                let first = (o * c + channel) * taps;
+                rotated.extend(weight[first..first + taps].iter().rev());
+            }
+        }
+        rotated
+    })
+}
+
+/// For strides above one: the unfolded gradient, added back onto the image.
+fn fold_back(geometry: Geometry, weight: &[f32], grad: &[f32]) -> Vec<f32> {
+    let [channels, height, width] = geometry.output;
+    let (plane, depth) = (height * width, geometry.depth());
+    let mut out = vec![0.0_f32; geometry.batch * geometry.input_len()];
+    let tiles = geometry.tiles();
+    out.par_chunks_mut(geometry.input_len().max(1)).enumerate().for_each_init(
+        Vec::new,
+        |column, (n, image)| {
+            for &(row, rows) in &tiles {
+                let pixels = rows * width;
+                column.resize(depth * pixels, 0.0);
+                let first = n * geometry.output_len() + row * width;
+                let lhs = Matrix::rows(weight, depth).transposed();
+                let rhs = Matrix::rows(&grad[first..], plane);
+                // SAFETY: `column` is this task's and holds `[depth, pixels]`; the operands have `[depth, channels]`
+                // and `[channels, pixels]` elements.
+                unsafe { product([depth, pixels, channels], lhs, rhs, column.as_mut_ptr(), pixels, false) };
+                geometry.fold(column, row, rows, image);
+            }
+        },
+    );
+    out
+}
+
+/// Gradient with respect to the weights.
+pub(super) fn weight_backward(
+    x: FlexTensor,
+    weight_shape: Shape,
+    grad: FlexTensor,
+    stride: usize,
+    padding: usize,
+) -> FlexTensor {
+    let (x, grad) = (x.to_contiguous(), grad.to_contiguous());
+    let geometry = Geometry::new(&x.shape(), &weight_shape, stride, padding);
+    let (x, grad) = (slice(&x), slice(&grad));
+    let [channels, height, width] = geometry.output;
+    let (plane, depth) = (height * width, geometry.depth());
+    let tasks = geometry.tasks();
+    let partials: Vec<Vec<f32>> = tasks
+        .par_chunks(tasks.len().div_ceil(PARTIAL_SUMS).max(1))
+        .map(|tasks| {
+            let mut column = Vec::new();
+            let mut sum = vec![0.0_f32; channels * depth];
+            for &(n, row, rows) in tasks {
+                let image = &x[n * geometry.input_len()..(n + 1) * geometry.input_len()];
+                let pixels = rows * width;
+                let rhs = if geometry.is_pointwise() {
+                    Matrix::rows(&image[row * width..], plane)
+                } else {
+                    geometry.unfold(image, row, rows, &mut column);
+                    Matrix::rows(&column, pixels)
+                };
+                let lhs = Matrix::rows(&grad[n * geometry.output_len() + row * width..], plane);
+                // SAFETY: `sum` is this task's and holds `[channels, depth]`; the operands have
+                // `[channels, pixels]` and `[pixels, depth]` elements.
+                unsafe {
+                    let sizes = [channels, depth, pixels];
+                    product(sizes, lhs, rhs.transposed(), sum.as_mut_ptr(), depth, true);
+                }
+            }
+            sum
+        })
+        .collect();
+    let mut partials = partials.into_iter();
+    let mut total = partials.next().unwrap_or_else(|| vec![0.0; weight_shape.num_elements()]);
+    for partial in partials {
+        total.iter_mut().zip(partial).for_each(|(total, partial)| *total += partial);
+    }
+    tensor(total, weight_shape)
+}
+
+/// The elements of a contiguous f32 tensor.
+fn slice(x: &FlexTensor) -> &[f32] {
+    let start = x.layout().start_offset();
+    &x.storage::<f32>()[start..start + x.layout().num_elements()]
+}
+
+fn tensor(data: Vec<f32>, shape: Shape) -> FlexTensor {
+    FlexTensor::from_data(TensorData::new(data, shape))
+}

@@ -1,0 +1,151 @@
+//! Everything that can go wrong while measuring.
+
+use std::path::PathBuf;
+
+/// Why a figure could not be given. Every message names the object, what was expected and what was found.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MetricsError {
+    /// A set is too small for the statistic.
+    #[error("{what} holds {found} samples, at least {needed} are needed: add images or leave this figure out")]
+    TooFewSamples {
+        /// The set or statistic.
+        what: String,
+        /// How many samples it needs.
+        needed: usize,
+        /// How many there are.
+        found: usize,
+    },
+    /// A feature, score or figure is NaN or infinite.
+    #[error(
+        "{what}: value {column} of row {row} is {value}: a non-finite value measures nothing, look for a broken image or an extractor that overflows"
+    )]
+    NonFinite {
+        /// The set.
+        what: String,
+        /// Row, that is image.
+        row: usize,
+        /// Column, that is feature.
+        column: usize,
+        /// NaN or an infinity.
+        value: f64,
+    },
+    /// Two things that must agree in length or dimension do not.
+    #[error("{what}: expected {expected}, found {found}")]
+    SizeMismatch {
+        /// What was compared.
+        what: String,
+        /// The size that was asked for.
+        expected: usize,
+        /// The size that was found.
+        found: usize,
+    },
+    /// A parameter is outside its range.
+    #[error("`{name}` is {value}, expected {expected}")]
+    InvalidParameter {
+        /// Name of the parameter, as in the configuration.
+        name: &'static str,
+        /// The value that was given.
+        value: String,
+        /// The range that is allowed.
+        expected: String,
+    },
+    /// An eigenvalue or singular value decomposition did not converge.
+    #[error("the decomposition of {what} did not converge: look for extreme values among the features")]
+    Decomposition {
+        /// The matrix.
+        what: &'static str,
+    },
+    /// An image of a set has another size than the first.
+    #[error(
+        "image {index} is {found}, the images before it are {expected}: a figure belongs to one resolution, resize the set first"
+    )]
+    MixedSizes {
+        /// Position of the image in its set.
+        index: usize,
+        /// Size of the first image.
+        expected: String,
+        /// Size of this image.
+        found: String,
+    },
+    /// An image could not be read by its source.
+    #[error("image `{name}` cannot be read")]
+    UnreadableImage {
+        /// File name or position.
+        name: String,
+        /// What the decoder said.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The caller asked to stop.
+    #[error("{stage} was stopped after {done} of {total}")]
+    Cancelled {
+        /// What was going on.
+        stage: String,
+        /// Units that were finished.
+        done: u64,
+        /// Units that there are.
+        total: u64,
+    },
+    /// A file could not be read or written.
+    #[error("`{}`: cannot {action}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// `read` or `write`.
+        action: &'static str,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A configuration file is not what it should be.
+    #[error("`{}` is not a configuration of an extractor", path.display())]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        source: serde_json::Error,
+    },
+    /// A tensor file could not be read or written.
+    #[error("`{}` is not a usable tensor file", path.display())]
+    TensorFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: cxr_core::tensor_file::TensorFileError,
+    },
+    /// The tensors of a file are not exactly those of the network.
+    #[error(
+        "`{}` does not fit the network: missing {missing:?}, unused {unused:?}: use the config.json that was saved with it",
+        path.display()
+    )]
+    TensorNames {
+        /// The file.
+        path: PathBuf,
+        /// Parameters without a tensor.
+        missing: Vec<String>,
+        /// Tensors without a parameter.
+        unused: Vec<String>,
+    },
+    /// A tensor has another shape than its parameter.
+    #[error("`{}`: tensor `{tensor}` has shape {found:?}, expected {expected:?}", path.display())]
+    TensorShape {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        tensor: String,
+        /// Shape of the parameter.
+        expected: Vec<usize>,
+        /// Shape in the file.
+        found: Vec<usize>,
+    },
+    /// A tensor of the backend could not be read as f32.
+    #[error("{what} cannot be read back as f32: {reason}")]
+    Readback {
+        /// The tensor.
+        what: String,
+        /// What the backend said.
+        reason: String,
+    },
+}
+
+/// `Result` with this crate's error.
+pub type Result<T, E = MetricsError> = std::result::Result<T, E>;

@@ -1,0 +1,266 @@
+//! Which training image is each synthetic one nearest to, and how near?
+//!
+//! Distances are Euclidean, in pixels or in features, against the whole training set. A small distance, or a
+//! small ratio of the nearest to the second nearest, is what a copy looks like; what counts as small is
+//! calibrated on held-out real images ([`distance_threshold`]), never chosen by eye.
+
+use std::collections::HashMap;
+
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{MetricsError, Result};
+use crate::features::{FeatureSet, expect_size};
+use crate::frechet::product;
+use crate::interval::quantile;
+
+/// Images per matrix product: two blocks of 4096 pixels in f64 take 42 MB.
+const QUERIES: usize = 256;
+const REFERENCES: usize = 1024;
+
+/// The nearest training image of one synthetic image.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Neighbour {
+    /// Position of the nearest training image.
+    pub nearest: usize,
+    /// Euclidean distance to it.
+    pub distance: f64,
+    /// Position of the second nearest, of another group where groups are given; none if there is no other.
+    pub second: Option<usize>,
+    /// Distance to the second nearest.
+    pub second_distance: Option<f64>,
+    /// `distance / second_distance`, in [0, 1]; 1 where both are zero (the training set repeats itself, the
+    /// ratio says nothing); none without a second.
+    pub ratio: Option<f64>,
+}
+
+/// The nearest and second nearest reference of every query, exactly: by blocked products in f64, the
+/// distances of the winners then taken again from their differences. Ties go to the lower position.
+///
+/// `groups` names the group (patient) of each reference: the second nearest is then the nearest of another
+/// group, because several images of one patient resemble each other and would hide a copy from the ratio.
+///
+/// # Errors
+/// Different widths, no references, a number of groups other than that of references.
+pub fn nearest_neighbours(
+    queries: &FeatureSet,
+    references: &FeatureSet,
+    groups: Option<&[String]>,
+) -> Result<Vec<Neighbour>> {
+    references.expect_width_of(queries)?;
+    references.expect_at_least(1, "the training set")?;
+    if let Some(groups) = groups {
+        expect_size(|| "groups of the training set".into(), references.len(), groups.len())?;
+    }
+    let group_ids = group_ids(groups, references.len());
+    let squares: Vec<f64> = references.rows().map(square).collect();
+    let starts: Vec<usize> = (0..queries.len()).step_by(QUERIES).collect();
+    let blocks: Vec<Vec<Neighbour>> = starts
+        .into_par_iter()
+        .map(|start| block(queries, start, references, &squares, &group_ids))
+        .collect();
+    Ok(blocks.concat())
+}
+
+/// The distance below which a synthetic image is nearer to the training set than all but the share `rate` of
+/// held-out real images are: the `rate` quantile of `held_out`'s distances. Compare with `<`.
+///
+/// # Errors
+/// No held-out images, a `rate` outside [0, 1].
+pub fn distance_threshold(held_out: &[Neighbour], rate: f64) -> Result<f64> {
+    crate::features::expect_samples("the held-out set of a threshold", 1, held_out.len())?;
+    if !(0.0..=1.0).contains(&rate) {
+        return Err(MetricsError::InvalidParameter {
+            name: "rate",
+            value: rate.to_string(),
+            expected: "a share of held-out images between 0 and 1, as 0.01".into(),
+        });
+    }
+    let mut distances: Vec<f64> = held_out.iter().map(|n| n.distance).collect();
+    distances.sort_by(f64::total_cmp);
+    Ok(quantile(&distances, rate))
+}
+
+/// One line of the audit's table.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AuditRow {
+    /// Position of the synthetic image.
+    pub image: usize,
+    /// Its nearest training image in pixels.
+    pub pixels: Neighbour,
+    /// Its nearest training image in features.
+    pub features: Neighbour,
+}
+
+/// The audit's table: neighbours in pixels and in features, side by side.
+///
+/// # Errors
+/// As [`nearest_neighbours`]; different numbers of images in pixels and features.
+pub fn audit(
+    (fake_pixels, fake_features): (&FeatureSet, &FeatureSet),
+    (train_pixels, train_features): (&FeatureSet, &FeatureSet),
+    groups: Option<&[String]>,
+) -> Result<Vec<AuditRow>> {
+    expect_size(|| "synthetic images with features".into(), fake_pixels.len(), fake_features.len())?;
+    expect_size(|| "training images with features".into(), train_pixels.len(), train_features.len())?;
+    let pixels = nearest_neighbours(fake_pixels, train_pixels, groups)?;
+    let features = nearest_neighbours(fake_features, train_features, groups)?;
+    Ok(pixels
+        .into_iter()
+        .zip(features)
+        .enumerate()
+        .map(|(image, (pixels, features))| AuditRow { image, pixels, features })
+        .collect())
+}
+
+/// A number per reference, equal within a group; without groups every reference is its own.
+fn group_ids(groups: Option<&[String]>, n: usize) -> Vec<usize> {
+    let mut seen = HashMap::new();
+    match groups {
+        None => (0..n).collect(),
+        Some(groups) => groups
+            .iter()
+            .map(|group| {
+                let next = seen.len();
+                *seen.entry(group).or_insert(next)
+            })
+            .collect(),
+    }
+}
+
+/// The best reference so far, and the best of another group.
+#[derive(Clone, Copy)]
+struct Best {
+    first: (usize, f64),
+    second: Option<(usize, f64)>,
+}
+
+impl Best {
+    fn offer(best: &mut Option<Self>, position: usize, square: f64, groups: &[usize]) {
+        let Some(best) = best else {
+            *best = Some(Self { first: (position, square), second: None });
+            return;
+        };
+        let other_group = groups[position] != groups[best.first.0];
+        if square < best.first.1 {
+            if other_group {
+                best.second = Some(best.first);
+            }
+            best.first = (position, square);
+        } else if other_group && best.second.is_none_or(|(_, second)| square < second) {
+            best.second = Some((position, square));
+        }
+    }
+}
+
+fn block(
+    queries: &FeatureSet,
+    start: usize,
+    references: &FeatureSet,
+    squares: &[f64],
+    groups: &[usize],
+) -> Vec<Neighbour> {
+    let end = (start + QUERIES).min(queries.len());
+    let left = queries.matrix(start, end);
+    let mut best: Vec<Option<Best>> = vec![None; end - start];
+    for from in (0..references.len()).step_by(REFERENCES) {
+        let to = (from + REFERENCES).min(references.len());
+        let dots = product(references.matrix(from, to).as_ref(), left.transpose());
+        for (i, best) in best.iter_mut().enumerate() {
+            // |q - r|^2 less |q|^2, which is the same for all references.
+            for (j, dot) in dots.col(i).iter().enumerate() {
+                Best::offer(best, from + j, squares[from + j] - 2.0 * dot, groups);
+            }
+        }
+    }
+    let finish = |(i, best): (usize, Option<Best>)| {
+        best.map(|best| neighbour(queries.row(start + i), best, references))
+    };
+    best.into_iter().enumerate().filter_map(finish).collect()
+}
+
+fn neighbour(query: &[f32], best: Best, references: &FeatureSet) -> Neighbour {
+    let exact = |position: usize| {
+        let pairs = query.iter().zip(references.row(position));
+        pairs.map(|(q, r)| (f64::from(*q) - f64::from(*r)).powi(2)).sum::<f64>().sqrt()
+    };
+    let distance = exact(best.first.0);
+    let second = best.second.map(|(position, _)| position);
+    let second_distance = second.map(exact);
+    let ratio = second_distance.map(|s| if s > 0.0 { (distance / s).min(1.0) } else { 1.0 });
+    Neighbour { nearest: best.first.0, distance, second, second_distance, ratio }
+}
+
+fn square(row: &[f32]) -> f64 {
+    row.iter().map(|v| f64::from(*v) * f64::from(*v)).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::random_set;
+
+    fn naive(query: &[f32], references: &FeatureSet) -> Vec<(usize, f64)> {
+        let distance = |r: &[f32]| {
+            query.iter().zip(r).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum::<f64>().sqrt()
+        };
+        let mut all: Vec<_> = references.rows().map(distance).enumerate().collect();
+        all.sort_by(|a, b| a.1.total_cmp(&b.1));
+        all
+    }
+
+    #[test]
+    fn blocks_find_what_a_plain_search_finds() {
+        let (q, r) = (random_set("q", 300, 9, 1.0), random_set("r", 2100, 9, 1.0));
+        let found = nearest_neighbours(&q, &r, None).unwrap();
+        assert_eq!(found.len(), 300);
+        for (i, neighbour) in found.iter().enumerate() {
+            let expected = naive(q.row(i), &r);
+            assert_eq!((neighbour.nearest, neighbour.second), (expected[0].0, Some(expected[1].0)));
+            assert!((neighbour.distance - expected[0].1).abs() < 1e-12);
+            assert!((neighbour.ratio.unwrap() - expected[0].1 / expected[1].1).abs() < 1e-12);
+        }
+    }
+
+    #[test]
+    fn a_planted_copy_stands_out_and_a_patients_other_images_do_not_hide_it() {
+        let train = random_set("train", 50, 30, 1.0);
+        // Image 51 is almost image 17, of the same patient; the synthetic image copies 17.
+        let mut values = train.values().to_vec();
+        values.extend(train.row(17).iter().map(|v| v + 0.001));
+        let train = FeatureSet::new(values, 30).unwrap();
+        let copy = FeatureSet::new(train.row(17).iter().map(|v| v + 0.0001).collect(), 30).unwrap();
+        let plain = &nearest_neighbours(&copy, &train, None).unwrap()[0];
+        assert_eq!((plain.nearest, plain.second), (17, Some(50)));
+        let groups: Vec<String> = (0..51).map(|i| format!("patient {}", if i == 50 { 17 } else { i })).collect();
+        let grouped = &nearest_neighbours(&copy, &train, Some(&groups)).unwrap()[0];
+        assert_eq!(grouped.nearest, 17);
+        assert_ne!(grouped.second, Some(50));
+        assert!(grouped.ratio.unwrap() < 0.001, "{grouped:?}");
+        let held_out = nearest_neighbours(&random_set("held", 100, 30, 1.0), &train, Some(&groups)).unwrap();
+        let threshold = distance_threshold(&held_out, 0.01).unwrap();
+        assert!(grouped.distance < threshold);
+        assert!(held_out.iter().filter(|n| n.distance < threshold).count() <= 1);
+    }
+
+    #[test]
+    fn exact_copies_and_single_references_are_told() {
+        let train = FeatureSet::from_rows(&[[1.0e3, 2.0], [1.0e3, 2.0], [5.0, 6.0]]).unwrap();
+        let found = nearest_neighbours(&train.select(&[1]), &train, None).unwrap();
+        assert_eq!((found[0].nearest, found[0].distance, found[0].ratio), (0, 0.0, Some(1.0)));
+        let alone = nearest_neighbours(&train, &train.select(&[2]), None).unwrap();
+        assert_eq!((alone[2].distance, alone[2].second, alone[2].ratio), (0.0, None, None));
+    }
+
+    #[test]
+    fn bad_input_is_an_error() {
+        let (a, b) = (random_set("a", 4, 3, 1.0), random_set("b", 4, 2, 1.0));
+        assert!(matches!(nearest_neighbours(&a, &b, None), Err(MetricsError::SizeMismatch { .. })));
+        assert!(nearest_neighbours(&a, &a, Some(&["one".to_string()])).is_err());
+        assert!(matches!(nearest_neighbours(&a, &a.select(&[]), None), Err(MetricsError::TooFewSamples { .. })));
+        assert!(distance_threshold(&[], 0.01).is_err());
+        let table = audit((&a, &b), (&a, &b), None).unwrap();
+        assert!(table.iter().enumerate().all(|(i, row)| row.pixels.nearest == i && row.features.nearest == i));
+        assert!(distance_threshold(&[table[0].pixels.clone()], 1.5).is_err());
+    }
+}
