@@ -62,6 +62,12 @@ fn record<B: Backend, C: CheckpointStrategy, const N: usize>(
     }
 }
 
+/// A weight that learns changes at every step: nothing packed from it would be used twice, and keeping it would
+/// only stop the optimizer from updating in place.
+fn backward_cache(learns: bool, cache: &WeightCache) -> WeightCache {
+    if learns { WeightCache::new() } else { cache.clone() }
+}
+
 impl<B: DiffusionBackend, C: CheckpointStrategy> DiffusionBackend for Autodiff<B, C> {
     fn kernel_silu(x: FloatTensor<Self>) -> FloatTensor<Self> {
         let saved = x.primitive.clone();
@@ -134,7 +140,7 @@ impl<B: DiffusionBackend, C: CheckpointStrategy> DiffusionBackend for Autodiff<B
         // The input is kept only for the weight's gradient: a frozen layer costs the graph nothing.
         let saved_x = weight.is_tracked().then(|| x.primitive.clone());
         let saved_weight = weight.primitive.clone();
-        let cache = cache.clone();
+        let cache = backward_cache(weight.is_tracked(), cache);
         let to_x_and_weight = move |grad: FloatTensor<B>, x: bool, weight: bool| {
             let to_weight = match &saved_x {
                 Some(saved_x) if weight => {
@@ -180,7 +186,7 @@ impl<B: DiffusionBackend, C: CheckpointStrategy> DiffusionBackend for Autodiff<B
         let saved_x = weight.is_tracked().then(|| x.primitive.clone());
         let x_shape = x.primitive.shape();
         let saved_weight = weight.primitive.clone();
-        let cache = cache.clone();
+        let cache = backward_cache(weight.is_tracked(), cache);
         let to_x_and_weight = move |grad: FloatTensor<B>, want_x: bool, want_weight: bool| {
             let weight = saved_weight.clone();
             let to_weight = match &saved_x {

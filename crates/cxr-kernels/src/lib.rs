@@ -11,7 +11,7 @@
 //! |---|---|---|
 //! | [`nn`] | modules that hold weights | models |
 //! | [`ops`] | burn tensors; shapes and dtypes are checked here | anything else |
-//! | [`DiffusionBackend`] | backend primitives | new kernels |
+//! | [`DiffusionBackend`] | backend primitives | new kernels; [`plain`] has the default bodies |
 //!
 //! ```
 //! # #[cfg(feature = "flex")] {
@@ -39,7 +39,7 @@ mod cube;
 mod flex;
 pub mod nn;
 pub mod ops;
-mod plain;
+pub mod plain;
 #[cfg(feature = "tch")]
 mod tch;
 

@@ -1,20 +1,23 @@
 //! The operations in plain burn operations: the default bodies of [`DiffusionBackend`](crate::DiffusionBackend).
+//!
+//! They are what a backend without kernels of its own runs, what a backend with some falls back to (for a dtype,
+//! say), and what kernels are tested against. Shapes are taken as given: [`ops`](crate::ops) checks them.
 
 use burn::tensor::ops::{ConvOptions, FloatTensor};
 use burn::tensor::{DType, FloatDType, Shape, Slice, TensorMetadata, backend::Backend};
 
-/// Queries handled at once by the default [`attention`](DiffusionBackend::kernel_attention): the scores of one
+/// Queries handled at once by the default [`attention`]: the scores of one
 /// chunk are `[b, heads, 256, keys]`, 4 MiB per head at the 4096 keys of a 512-pixel picture, where the whole
 /// matrix would be 64 MiB per head.
 const QUERY_CHUNK: usize = 256;
 
 /// The default of [`kernel_silu`](crate::DiffusionBackend::kernel_silu).
-pub(crate) fn silu<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
+pub fn silu<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
     B::float_mul(x.clone(), B::sigmoid(x))
 }
 
 /// The default of [`kernel_silu_backward`](crate::DiffusionBackend::kernel_silu_backward).
-pub(crate) fn silu_backward<B: Backend>(x: FloatTensor<B>, grad: FloatTensor<B>) -> FloatTensor<B> {
+pub fn silu_backward<B: Backend>(x: FloatTensor<B>, grad: FloatTensor<B>) -> FloatTensor<B> {
     let s = B::sigmoid(x.clone());
     let one_minus = B::float_add_scalar(B::float_neg(s.clone()), 1.0.into());
     let inner = B::float_add_scalar(B::float_mul(x, one_minus), 1.0.into());
@@ -22,13 +25,13 @@ pub(crate) fn silu_backward<B: Backend>(x: FloatTensor<B>, grad: FloatTensor<B>)
 }
 
 /// The default of [`kernel_gelu`](crate::DiffusionBackend::kernel_gelu).
-pub(crate) fn gelu<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
+pub fn gelu<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
     let cdf = normal_cdf::<B>(x.clone());
     B::float_mul(x, cdf)
 }
 
 /// The default of [`kernel_gelu_backward`](crate::DiffusionBackend::kernel_gelu_backward).
-pub(crate) fn gelu_backward<B: Backend>(x: FloatTensor<B>, grad: FloatTensor<B>) -> FloatTensor<B> {
+pub fn gelu_backward<B: Backend>(x: FloatTensor<B>, grad: FloatTensor<B>) -> FloatTensor<B> {
     let square = B::float_mul(x.clone(), x.clone());
     let density = B::float_exp(B::float_mul_scalar(square, (-0.5).into()));
     let density = B::float_mul_scalar(
@@ -40,13 +43,13 @@ pub(crate) fn gelu_backward<B: Backend>(x: FloatTensor<B>, grad: FloatTensor<B>)
 }
 
 /// The default of [`kernel_geglu`](crate::DiffusionBackend::kernel_geglu).
-pub(crate) fn geglu<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
+pub fn geglu<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
     let (hidden, gate) = halves::<B>(x);
     B::float_mul(hidden, gelu::<B>(gate))
 }
 
 /// The default of [`kernel_geglu_backward`](crate::DiffusionBackend::kernel_geglu_backward).
-pub(crate) fn geglu_backward<B: Backend>(x: FloatTensor<B>, grad: FloatTensor<B>) -> FloatTensor<B> {
+pub fn geglu_backward<B: Backend>(x: FloatTensor<B>, grad: FloatTensor<B>) -> FloatTensor<B> {
     let last = x.shape().num_dims() - 1;
     let (hidden, gate) = halves::<B>(x);
     let to_hidden = B::float_mul(grad.clone(), gelu::<B>(gate.clone()));
@@ -55,7 +58,7 @@ pub(crate) fn geglu_backward<B: Backend>(x: FloatTensor<B>, grad: FloatTensor<B>
 }
 
 /// The default of [`kernel_group_norm`](crate::DiffusionBackend::kernel_group_norm).
-pub(crate) fn group_norm<B: Backend>(
+pub fn group_norm<B: Backend>(
     x: FloatTensor<B>,
     gamma: FloatTensor<B>,
     beta: FloatTensor<B>,
@@ -76,7 +79,7 @@ pub(crate) fn group_norm<B: Backend>(
 }
 
 /// The default of [`kernel_group_norm_backward`](crate::DiffusionBackend::kernel_group_norm_backward).
-pub(crate) fn group_norm_backward<B: Backend>(
+pub fn group_norm_backward<B: Backend>(
     x: FloatTensor<B>,
     gamma: FloatTensor<B>,
     beta: FloatTensor<B>,
@@ -112,7 +115,7 @@ pub(crate) fn group_norm_backward<B: Backend>(
 }
 
 /// The default of [`kernel_layer_norm`](crate::DiffusionBackend::kernel_layer_norm).
-pub(crate) fn layer_norm<B: Backend>(
+pub fn layer_norm<B: Backend>(
     x: FloatTensor<B>,
     gamma: FloatTensor<B>,
     beta: FloatTensor<B>,
@@ -127,7 +130,7 @@ pub(crate) fn layer_norm<B: Backend>(
 }
 
 /// The default of [`kernel_layer_norm_backward`](crate::DiffusionBackend::kernel_layer_norm_backward).
-pub(crate) fn layer_norm_backward<B: Backend>(
+pub fn layer_norm_backward<B: Backend>(
     x: FloatTensor<B>,
     gamma: FloatTensor<B>,
     grad: FloatTensor<B>,
@@ -148,7 +151,7 @@ pub(crate) fn layer_norm_backward<B: Backend>(
 }
 
 /// The default of [`kernel_linear`](crate::DiffusionBackend::kernel_linear).
-pub(crate) fn linear<B: Backend>(
+pub fn linear<B: Backend>(
     x: FloatTensor<B>,
     weight: FloatTensor<B>,
     bias: Option<FloatTensor<B>>,
@@ -161,17 +164,17 @@ pub(crate) fn linear<B: Backend>(
 }
 
 /// The default of [`kernel_linear_x_backward`](crate::DiffusionBackend::kernel_linear_x_backward).
-pub(crate) fn linear_x_backward<B: Backend>(weight: FloatTensor<B>, grad: FloatTensor<B>) -> FloatTensor<B> {
+pub fn linear_x_backward<B: Backend>(weight: FloatTensor<B>, grad: FloatTensor<B>) -> FloatTensor<B> {
     B::float_matmul(grad, weight)
 }
 
 /// The default of [`kernel_linear_weight_backward`](crate::DiffusionBackend::kernel_linear_weight_backward).
-pub(crate) fn linear_weight_backward<B: Backend>(x: FloatTensor<B>, grad: FloatTensor<B>) -> FloatTensor<B> {
+pub fn linear_weight_backward<B: Backend>(x: FloatTensor<B>, grad: FloatTensor<B>) -> FloatTensor<B> {
     B::float_matmul(B::float_swap_dims(grad, 0, 1), x)
 }
 
 /// The default of [`kernel_conv2d`](crate::DiffusionBackend::kernel_conv2d).
-pub(crate) fn conv2d<B: Backend>(
+pub fn conv2d<B: Backend>(
     x: FloatTensor<B>,
     weight: FloatTensor<B>,
     bias: Option<FloatTensor<B>>,
@@ -182,7 +185,7 @@ pub(crate) fn conv2d<B: Backend>(
 }
 
 /// The default of [`kernel_conv2d_x_backward`](crate::DiffusionBackend::kernel_conv2d_x_backward).
-pub(crate) fn conv2d_x_backward<B: Backend>(
+pub fn conv2d_x_backward<B: Backend>(
     x_shape: Shape,
     weight: FloatTensor<B>,
     grad: FloatTensor<B>,
@@ -196,7 +199,7 @@ pub(crate) fn conv2d_x_backward<B: Backend>(
 }
 
 /// The default of [`kernel_conv2d_weight_backward`](crate::DiffusionBackend::kernel_conv2d_weight_backward).
-pub(crate) fn conv2d_weight_backward<B: Backend>(
+pub fn conv2d_weight_backward<B: Backend>(
     x: FloatTensor<B>,
     weight: FloatTensor<B>,
     grad: FloatTensor<B>,
@@ -207,7 +210,7 @@ pub(crate) fn conv2d_weight_backward<B: Backend>(
 }
 
 /// The default of [`kernel_attention`](crate::DiffusionBackend::kernel_attention).
-pub(crate) fn attention<B: Backend>(
+pub fn attention<B: Backend>(
     q: FloatTensor<B>,
     k: FloatTensor<B>,
     v: FloatTensor<B>,
@@ -223,7 +226,7 @@ pub(crate) fn attention<B: Backend>(
 }
 
 /// The default of [`kernel_attention_backward`](crate::DiffusionBackend::kernel_attention_backward).
-pub(crate) fn attention_backward<B: Backend>(
+pub fn attention_backward<B: Backend>(
     q: FloatTensor<B>,
     k: FloatTensor<B>,
     v: FloatTensor<B>,
@@ -256,13 +259,13 @@ pub(crate) fn attention_backward<B: Backend>(
 }
 
 /// The default of [`kernel_image_to_tokens`](crate::DiffusionBackend::kernel_image_to_tokens).
-pub(crate) fn image_to_tokens<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
+pub fn image_to_tokens<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
     let [n, c, h, w] = x.shape().dims();
     B::float_swap_dims(B::float_reshape(x, Shape::new([n, c, h * w])), 1, 2)
 }
 
 /// The default of [`kernel_tokens_to_image`](crate::DiffusionBackend::kernel_tokens_to_image).
-pub(crate) fn tokens_to_image<B: Backend>(x: FloatTensor<B>, height: usize, width: usize) -> FloatTensor<B> {
+pub fn tokens_to_image<B: Backend>(x: FloatTensor<B>, height: usize, width: usize) -> FloatTensor<B> {
     let [n, _, c] = x.shape().dims();
     B::float_reshape(B::float_swap_dims(x, 1, 2), Shape::new([n, c, height, width]))
 }

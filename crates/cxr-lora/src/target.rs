@@ -1,8 +1,125 @@
 //! Which layers an adapter goes on, and how a model lists those it has.
 
-use burn::tensor::backend::Backend;
+use std::collections::BTreeSet;
 
-use crate::linear::LoraLinear;
+use burn::tensor::backend::Backend;
+use serde::{Deserialize, Serialize};
+
+use crate::linear::{Branch, LoraLinear};
+use crate::{LoraError, Result};
+
+/// The projections of an attention, as diffusers names them.
+const PROJECTIONS: [&str; 4] = [".to_q", ".to_k", ".to_v", ".to_out.0"];
+
+/// Which of a model's layers get an adapter.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum TargetSet {
+    /// The four projections `to_q`, `to_k`, `to_v`, `to_out.0` of every attention.
+    #[default]
+    AllAttention,
+    /// The same four of the cross-attentions (`attn2`) alone.
+    CrossAttention,
+    /// Every layer that at least one of the patterns matches.
+    ///
+    /// In a pattern `*` stands for any characters, dots included, and `?` for one. It has to match the path as a
+    /// whole or from the start of one of its parts: `to_q` and `attn2.to_*` match wherever these are.
+    Patterns(Vec<String>),
+}
+
+impl TargetSet {
+    /// The paths that this set selects, in the order in which they are given.
+    ///
+    /// # Errors
+    /// [`LoraError::NoTarget`] for a pattern that selects nothing.
+    pub fn select<'a>(&self, paths: &[&'a str]) -> Result<Vec<&'a str>> {
+        let mut selected = BTreeSet::new();
+        match self {
+            Self::AllAttention => {
+                select_by("all_attention", paths, |path| attention(path).is_some(), &mut selected)?;
+            }
+            Self::CrossAttention => {
+                let cross = |path: &str| attention(path).is_some_and(|name| name == "attn2");
+                select_by("cross_attention", paths, cross, &mut selected)?;
+            }
+            Self::Patterns(patterns) => {
+                if patterns.is_empty() {
+                    return Err(no_target("", paths));
+                }
+                for pattern in patterns {
+                    select_by(pattern, paths, |path| matches(pattern, path), &mut selected)?;
+                }
+            }
+        }
+        Ok(paths.iter().copied().filter(|path| selected.contains(path)).collect())
+    }
+}
+
+impl std::fmt::Display for TargetSet {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::AllAttention => f.write_str("all_attention"),
+            Self::CrossAttention => f.write_str("cross_attention"),
+            Self::Patterns(patterns) => f.write_str(&patterns.join(",")),
+        }
+    }
+}
+
+fn select_by<'a>(
+    name: &str,
+    paths: &[&'a str],
+    wanted: impl Fn(&str) -> bool,
+    selected: &mut BTreeSet<&'a str>,
+) -> Result<()> {
+    let mut found = paths.iter().filter(|path| wanted(path)).peekable();
+    if found.peek().is_none() {
+        return Err(no_target(name, paths));
+    }
+    selected.extend(found);
+    Ok(())
+}
+
+fn no_target(pattern: &str, paths: &[&str]) -> LoraError {
+    LoraError::NoTarget {
+        pattern: pattern.to_owned(),
+        layers: paths.len(),
+        first: paths.first().map(|path| (*path).to_owned()),
+    }
+}
+
+/// The name of the attention (`attn1`) that the layer at `path` is a projection of, if it is one.
+fn attention(path: &str) -> Option<&str> {
+    let parent = PROJECTIONS.iter().find_map(|projection| path.strip_suffix(projection))?;
+    parent.rsplit('.').next()
+}
+
+/// Whether `pattern` matches `path` as a whole or from the start of one of its parts.
+pub(crate) fn matches(pattern: &str, path: &str) -> bool {
+    let starts = path.match_indices('.').map(|(dot, _)| &path[dot + 1..]);
+    std::iter::once(path).chain(starts).any(|tail| glob(pattern.as_bytes(), tail.as_bytes()))
+}
+
+/// Glob with `*` and `?`; linear in space, and in time at most the product of the lengths.
+fn glob(pattern: &[u8], text: &[u8]) -> bool {
+    let (mut p, mut t) = (0, 0);
+    // Where to go on when the text stops matching: after the last star, one byte further on.
+    let mut retry: Option<(usize, usize)> = None;
+    while t < text.len() {
+        if p < pattern.len() && pattern[p] == b'*' {
+            retry = Some((p + 1, t));
+            p += 1;
+        } else if p < pattern.len() && (pattern[p] == b'?' || pattern[p] == text[t]) {
+            (p, t) = (p + 1, t + 1);
+        } else if let Some((after_star, from)) = retry {
+            (p, t) = (after_star, from + 1);
+            retry = Some((after_star, from + 1));
+        } else {
+            return false;
+        }
+    }
+    pattern[p..].iter().all(|byte| *byte == b'*')
+}
 
 /// A model's layer that an adapter can be attached to, by reference.
 #[derive(Debug)]
@@ -20,14 +137,137 @@ pub enum LayerMut<'a, B: Backend> {
     Linear(&'a mut LoraLinear<B>),
 }
 
+impl<'a, B: Backend> LayerRef<'a, B> {
+    /// `[out, in]` of the layer's weight.
+    pub fn shape(&self) -> [usize; 2] {
+        let Self::Linear(layer) = self;
+        [layer.out_features(), layer.in_features()]
+    }
+
+    /// The layer's adapters.
+    pub fn adapters(&self) -> &'a [Branch<B>] {
+        let Self::Linear(layer) = self;
+        &layer.adapters
+    }
+
+    /// Whether adapters are merged into the weight.
+    pub fn is_merged(&self) -> bool {
+        let Self::Linear(layer) = self;
+        layer.merged
+    }
+}
+
+impl<'a, B: Backend> LayerMut<'a, B> {
+    pub(crate) fn adapters(self) -> &'a mut Vec<Branch<B>> {
+        let Self::Linear(layer) = self;
+        &mut layer.adapters
+    }
+
+    pub(crate) fn device(&self) -> B::Device {
+        let Self::Linear(layer) = self;
+        layer.weight.lazy_device()
+    }
+}
+
 /// A model that lists the layers which an adapter can be attached to.
 ///
-/// The path of a layer is its path as a module (`down_blocks.0.attentions.0. ... .attn1.to_q`), which is the stem
-/// of its weight's key in the model's file. Both visits list the same layers in the same order.
+/// The path of a layer is its path as a module (`down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q`),
+/// which is the stem of its weight's key in the model's file. Both visits list the same layers in the same order.
 pub trait Adaptable<B: Backend> {
-    /// Calls `visit` with the path of every layer and the layer.
+    /// Calls `visit` with every layer and its path.
     fn visit_layers(&self, visit: &mut dyn FnMut(&str, LayerRef<'_, B>));
 
-    /// Calls `visit` with the path of every layer and the layer.
+    /// Calls `visit` with every layer and its path.
     fn visit_layers_mut(&mut self, visit: &mut dyn FnMut(&str, LayerMut<'_, B>));
+}
+
+/// What [`layers`] says of one layer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LayerInfo {
+    /// Its path.
+    pub path: String,
+    /// `[out, in]` of its weight.
+    pub shape: [usize; 2],
+    /// Whether adapters are merged into its weight.
+    pub merged: bool,
+}
+
+/// The layers of a model that an adapter can be attached to.
+///
+/// # Errors
+/// [`LoraError::AmbiguousLayer`] if two have the same path.
+pub fn layers<B: Backend, M: Adaptable<B> + ?Sized>(model: &M) -> Result<Vec<LayerInfo>> {
+    let mut found = Vec::new();
+    model.visit_layers(&mut |path, layer| {
+        found.push(LayerInfo { path: path.to_owned(), shape: layer.shape(), merged: layer.is_merged() });
+    });
+    let mut seen = BTreeSet::new();
+    match found.iter().find(|layer| !seen.insert(layer.path.as_str())) {
+        Some(twice) => Err(LoraError::AmbiguousLayer { path: twice.path.clone() }),
+        None => Ok(found),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PATHS: [&str; 7] = [
+        "conv_in",
+        "down.0.attn1.to_q",
+        "down.0.attn1.to_out.0",
+        "down.0.attn2.to_q",
+        "down.0.attn2.to_k",
+        "down.0.ff.net.2",
+        "to_q_like",
+    ];
+
+    #[test]
+    fn named_sets_select_the_projections() {
+        let all = TargetSet::AllAttention.select(&PATHS).unwrap();
+        assert_eq!(all, PATHS[1..5]);
+        let cross = TargetSet::CrossAttention.select(&PATHS).unwrap();
+        assert_eq!(cross, PATHS[3..5]);
+    }
+
+    #[test]
+    fn patterns_match_whole_paths_and_tails() {
+        let select = |patterns: &[&str]| {
+            TargetSet::Patterns(patterns.iter().map(|p| (*p).to_owned()).collect()).select(&PATHS)
+        };
+        assert_eq!(select(&["to_q"]).unwrap(), [PATHS[1], PATHS[3]]);
+        assert_eq!(select(&["attn2.to_*", "conv_in"]).unwrap(), [PATHS[0], PATHS[3], PATHS[4]]);
+        assert_eq!(select(&["down.*.net.?"]).unwrap(), [PATHS[5]]);
+        assert_eq!(select(&["*"]).unwrap(), PATHS);
+        let error = select(&["to_q", "attn3.*"]).unwrap_err().to_string();
+        assert!(error.contains("`attn3.*`") && error.contains('7') && error.contains("conv_in"), "{error}");
+        assert!(select(&[]).is_err());
+        // A tail starts at a dot: no match in the middle of a name.
+        assert!(select(&["q"]).is_err());
+    }
+
+    #[test]
+    fn glob_agrees_with_a_plain_recursion() {
+        fn slow(pattern: &[u8], text: &[u8]) -> bool {
+            match pattern.split_first() {
+                None => text.is_empty(),
+                Some((b'*', rest)) => (0..=text.len()).any(|skip| slow(rest, &text[skip..])),
+                Some((b'?', rest)) => !text.is_empty() && slow(rest, &text[1..]),
+                Some((byte, rest)) => text.first() == Some(byte) && slow(rest, &text[1..]),
+            }
+        }
+        let words = |alphabet: &'static [u8], longest: u32| {
+            (0..=longest).flat_map(move |length| {
+                let n = alphabet.len();
+                (0..n.pow(length)).map(move |code| {
+                    (0..length).map(|i| alphabet[code / n.pow(i) % n]).collect::<Vec<u8>>()
+                })
+            })
+        };
+        for pattern in words(b"ab*?", 4) {
+            for text in words(b"ab", 5) {
+                assert_eq!(glob(&pattern, &text), slow(&pattern, &text), "{pattern:?} {text:?}");
+            }
+        }
+    }
 }

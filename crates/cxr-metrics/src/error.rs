@@ -7,7 +7,9 @@ use std::path::PathBuf;
 #[non_exhaustive]
 pub enum MetricsError {
     /// A set is too small for the statistic.
-    #[error("{what} holds {found} samples, at least {needed} are needed: add images or leave this figure out")]
+    #[error(
+        "{what} holds {found} samples, at least {needed} are needed: add images or leave this figure out"
+    )]
     TooFewSamples {
         /// The set or statistic.
         what: String,

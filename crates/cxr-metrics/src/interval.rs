@@ -213,9 +213,7 @@ fn repeat(
     progress.end("");
     match values.iter().position(|v| !v.is_finite()) {
         None => Ok(values),
-        Some(row) => {
-            Err(MetricsError::NonFinite { what: stage.into(), row, column: 0, value: values[row] })
-        }
+        Some(row) => Err(MetricsError::NonFinite { what: stage.into(), row, column: 0, value: values[row] }),
     }
 }
 

@@ -88,12 +88,7 @@ pub fn kernel_distance_subsets(
         choose(&mut Stream::new(config.seed, purpose, index as u64), n, config.size)
     };
     let subsets: Vec<(Vec<usize>, Vec<usize>)> = (0..config.subsets)
-        .map(|i| {
-            (
-                draw("kernel-distance/real", i, real.len()),
-                draw("kernel-distance/fake", i, fake.len()),
-            )
-        })
+        .map(|i| (draw("kernel-distance/real", i, real.len()), draw("kernel-distance/fake", i, fake.len())))
         .collect();
     kernel_distance_on(real, fake, &subsets)
 }
@@ -295,16 +290,13 @@ mod tests {
     fn unbiased_where_the_sets_agree() {
         let values: Vec<f64> = (0..60)
             .map(|i| {
-                let (x, y) = (
-                    random_set(&format!("x{i}"), 25, 4, 1.0),
-                    random_set(&format!("y{i}"), 25, 4, 1.0),
-                );
+                let (x, y) =
+                    (random_set(&format!("x{i}"), 25, 4, 1.0), random_set(&format!("y{i}"), 25, 4, 1.0));
                 kernel_distance(&x, &y).unwrap()
             })
             .collect();
         let mean = values.iter().sum::<f64>() / 60.0;
-        let error =
-            (values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / 60.0).sqrt() / 60f64.sqrt();
+        let error = (values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / 60.0).sqrt() / 60f64.sqrt();
         assert!(mean.abs() < 4.0 * error, "{mean} with standard error {error}");
         assert!(values.iter().any(|v| *v < 0.0));
     }

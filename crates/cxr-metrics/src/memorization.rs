@@ -55,10 +55,8 @@ pub fn nearest_neighbours(
     let group_ids = group_ids(groups, references.len());
     let squares: Vec<f64> = references.rows().map(square).collect();
     let starts: Vec<usize> = (0..queries.len()).step_by(QUERIES).collect();
-    let blocks: Vec<Vec<Neighbour>> = starts
-        .into_par_iter()
-        .map(|start| block(queries, start, references, &squares, &group_ids))
-        .collect();
+    let blocks: Vec<Vec<Neighbour>> =
+        starts.into_par_iter().map(|start| block(queries, start, references, &squares, &group_ids)).collect();
     Ok(blocks.concat())
 }
 
@@ -232,7 +230,8 @@ mod tests {
         let copy = FeatureSet::new(train.row(17).iter().map(|v| v + 0.0001).collect(), 30).unwrap();
         let plain = &nearest_neighbours(&copy, &train, None).unwrap()[0];
         assert_eq!((plain.nearest, plain.second), (17, Some(50)));
-        let groups: Vec<String> = (0..51).map(|i| format!("patient {}", if i == 50 { 17 } else { i })).collect();
+        let groups: Vec<String> =
+            (0..51).map(|i| format!("patient {}", if i == 50 { 17 } else { i })).collect();
         let grouped = &nearest_neighbours(&copy, &train, Some(&groups)).unwrap()[0];
         assert_eq!(grouped.nearest, 17);
         assert_ne!(grouped.second, Some(50));
@@ -257,10 +256,15 @@ mod tests {
         let (a, b) = (random_set("a", 4, 3, 1.0), random_set("b", 4, 2, 1.0));
         assert!(matches!(nearest_neighbours(&a, &b, None), Err(MetricsError::SizeMismatch { .. })));
         assert!(nearest_neighbours(&a, &a, Some(&["one".to_string()])).is_err());
-        assert!(matches!(nearest_neighbours(&a, &a.select(&[]), None), Err(MetricsError::TooFewSamples { .. })));
+        assert!(matches!(
+            nearest_neighbours(&a, &a.select(&[]), None),
+            Err(MetricsError::TooFewSamples { .. })
+        ));
         assert!(distance_threshold(&[], 0.01).is_err());
         let table = audit((&a, &b), (&a, &b), None).unwrap();
-        assert!(table.iter().enumerate().all(|(i, row)| row.pixels.nearest == i && row.features.nearest == i));
+        assert!(
+            table.iter().enumerate().all(|(i, row)| row.pixels.nearest == i && row.features.nearest == i)
+        );
         assert!(distance_threshold(&[table[0].pixels.clone()], 1.5).is_err());
     }
 }

@@ -1,1 +1,34 @@
-//! placeholder
+//! Training of latent diffusion models on burn: one loop, whatever learns.
+//!
+//! [`train`] runs an [`Objective`] over a model's trainable parameters, with checkpoints from which it goes on
+//! where it stopped. Fine-tuning an adapter and training a model from scratch are two uses of it: they differ in
+//! the objective and in which parameters are marked trainable.
+//!
+//! | Part | What |
+//! |---|---|
+//! | [`TrainConfig`] | everything that a run is a function of, besides data and initial weights |
+//! | [`Objective`] | the loss of the samples at given positions: [`Diffusion`], [`Reconstruction`] |
+//! | [`checkpoint`] | weights, moments and place of a run, written to a temporary folder and renamed |
+//! | [`watch`] | `metrics.jsonl` and the loss curve |
+//! | [`initialize`] | initial values for training from scratch, by path from named streams |
+//!
+//! Everything random is drawn from streams named by the seed and the sample's position
+//! (`epoch * N + place in the epoch`), so that a run that was interrupted sees what an uninterrupted one sees.
+
+pub mod checkpoint;
+mod config;
+mod ema;
+mod error;
+mod gradients;
+mod initialize;
+mod objective;
+mod run;
+pub mod watch;
+
+pub use config::{LearningRate, OptimizerConfig, Schedule, TrainConfig};
+pub use error::TrainError;
+pub use initialize::initialize;
+pub use objective::{
+    Denoise, Diffusion, LatentSample, Objective, Reconstruction, ReconstructionImages, Sample, SnrWeight,
+};
+pub use run::{Trained, train};

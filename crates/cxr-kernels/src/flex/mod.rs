@@ -2,15 +2,58 @@
 
 mod attention;
 mod conv;
+mod elementwise;
+mod fast_math;
 mod gemm;
+mod group_norm;
+mod moments;
+mod silu;
 
 use burn::tensor::Shape;
 use burn::tensor::TensorMetadata;
 use burn_flex::{Flex, FlexTensor};
 
+use self::elementwise::all_f32;
 use crate::{DiffusionBackend, WeightCache, plain};
 
 impl DiffusionBackend for Flex {
+    fn kernel_silu(x: FlexTensor) -> FlexTensor {
+        if all_f32([&x]) { silu::forward(x) } else { plain::silu::<Flex>(x) }
+    }
+
+    fn kernel_silu_backward(x: FlexTensor, grad: FlexTensor) -> FlexTensor {
+        if all_f32([&x, &grad]) { silu::backward(x, grad) } else { plain::silu_backward::<Flex>(x, grad) }
+    }
+
+    fn kernel_group_norm(
+        x: FlexTensor,
+        gamma: FlexTensor,
+        beta: FlexTensor,
+        groups: usize,
+        eps: f64,
+        silu: bool,
+    ) -> FlexTensor {
+        if all_f32([&x, &gamma, &beta]) {
+            return group_norm::forward(x, gamma, beta, groups, eps, silu);
+        }
+        plain::group_norm::<Flex>(x, gamma, beta, groups, eps, silu)
+    }
+
+    fn kernel_group_norm_backward(
+        x: FlexTensor,
+        gamma: FlexTensor,
+        beta: FlexTensor,
+        grad: FlexTensor,
+        groups: usize,
+        eps: f64,
+        silu: bool,
+    ) -> [FlexTensor; 3] {
+        if all_f32([&x, &gamma, &beta, &grad]) {
+            return group_norm::backward(x, gamma, beta, grad, groups, eps, silu);
+        }
+        plain::group_norm_backward::<Flex>(x, gamma, beta, grad, groups, eps, silu)
+    }
+
     fn kernel_conv2d(
         x: FlexTensor,
         weight: FlexTensor,

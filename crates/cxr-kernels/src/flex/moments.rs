@@ -1,0 +1,48 @@
+//! Sums over slices, in f64 and in an order that depends on the length alone.
+
+/// Independent partial sums: enough to fill the vector units whatever their width.
+const LANES: usize = 16;
+
+/// Mean and inverse deviation.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Moments {
+    pub(super) mean: f64,
+    /// `1 / sqrt(biased variance + eps)`.
+    pub(super) inverse: f64,
+}
+
+/// The moments of `x`, in one read: squares of f32 are exact in f64, and so is what their mean loses.
+#[inline(always)]
+pub(super) fn moments(x: &[f32], eps: f64) -> Moments {
+    let [sum, squares] = sums(x, x);
+    let count = x.len() as f64;
+    let mean = sum / count;
+    let variance = squares / count - mean * mean;
+    // Not `max`: that would turn NaN into zero.
+    let variance = if variance < 0.0 { 0.0 } else { variance };
+    Moments { mean, inverse: 1.0 / (variance + eps).sqrt() }
+}
+
+/// The sum of `x`, and that of `x * y`.
+#[inline(always)]
+pub(super) fn sums(x: &[f32], y: &[f32]) -> [f64; 2] {
+    let (x_blocks, x_rest) = x.as_chunks::<LANES>();
+    let (y_blocks, y_rest) = y.as_chunks::<LANES>();
+    let (mut sum, mut product) = ([0.0_f64; LANES], [0.0_f64; LANES]);
+    for (x, y) in x_blocks.iter().zip(y_blocks) {
+        for i in 0..LANES {
+            sum[i] += x[i] as f64;
+            product[i] += x[i] as f64 * y[i] as f64;
+        }
+    }
+    for (i, (x, y)) in x_rest.iter().zip(y_rest).enumerate() {
+        sum[i] += *x as f64;
+        product[i] += *x as f64 * *y as f64;
+    }
+    [total(sum), total(product)]
+}
+
+#[inline(always)]
+fn total(lanes: [f64; LANES]) -> f64 {
+    lanes.iter().sum()
+}

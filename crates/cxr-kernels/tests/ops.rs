@@ -1,0 +1,3 @@
+//! Timings for a first look.
+#[cfg(feature = "flex")]
+mod timing;

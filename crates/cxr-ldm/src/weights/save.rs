@@ -1,0 +1,119 @@
+//! Writing a diffusers folder.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use burn::module::Module;
+use burn::tensor::backend::Backend;
+use cxr_core::atomic::AtomicDir;
+use cxr_core::tensor_file::{RawTensor, write_safetensors};
+use cxr_kernels::nn::parameters;
+
+use super::folder::ModelConfig;
+use super::names::{Component, published};
+use crate::Error;
+use crate::text::ClipTextModel;
+use crate::unet::UNet2dCondition;
+use crate::vae::AutoencoderKl;
+
+/// How weights are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SaveDtype {
+    /// Half precision: half the size.
+    F16,
+    /// Single precision: what was loaded in f32 comes back bit for bit.
+    #[default]
+    F32,
+}
+
+/// Writes a diffusers folder, which this crate and diffusers load.
+///
+/// Only base weights are written, adapters are not (they have files of their own). The folder appears whole or
+/// not at all.
+///
+/// # Errors
+/// [`Error::NotFinite`] naming a tensor with a NaN or an infinity, or one that f16 cannot hold; [`Error::Io`] and
+/// [`Error::TensorFile`] if writing fails, also when `path` exists.
+pub fn save_folder<B: Backend>(
+    path: &Path,
+    config: &ModelConfig,
+    text: &ClipTextModel<B>,
+    unet: &UNet2dCondition<B>,
+    vae: &AutoencoderKl<B>,
+    dtype: SaveDtype,
+) -> Result<(), Error> {
+    let io = |source| Error::Io { path: path.to_path_buf(), source };
+    let folder = AtomicDir::new(path).map_err(io)?;
+    let root = folder.path();
+    let write = |name: &str, text: String| {
+        let file = root.join(name);
+        let parent = file.parent().unwrap_or(root);
+        std::fs::create_dir_all(parent).and_then(|()| std::fs::write(&file, text)).map_err(io)
+    };
+    write("text_encoder/config.json", config.text.to_json())?;
+    write("unet/config.json", config.unet.to_json())?;
+    write("vae/config.json", config.vae.to_json())?;
+    write("scheduler/scheduler_config.json", pretty(&config.schedule))?;
+    write("model_index.json", pretty(&model_index(&config.schedule.class_name)))?;
+    save_module(root, Component::TextEncoder, text, dtype)?;
+    save_module(root, Component::Unet, unet, dtype)?;
+    save_module(root, Component::Vae, vae, dtype)?;
+    folder.commit().map_err(io)?;
+    Ok(())
+}
+
+fn save_module<B: Backend, M: Module<B>>(
+    root: &Path,
+    component: Component,
+    module: &M,
+    dtype: SaveDtype,
+) -> Result<(), Error> {
+    let mut tensors: Vec<(String, RawTensor)> = Vec::new();
+    let mut wrong = None;
+    parameters::read::<B, M>(module, |path, data| {
+        if is_adapter(path) {
+            return;
+        }
+        let shape = data.shape.to_vec();
+        let values: Vec<f32> = data.iter::<f32>().collect();
+        let limit = if dtype == SaveDtype::F16 { 65504.0 } else { f32::MAX };
+        if !values.iter().all(|value| value.abs() <= limit) {
+            wrong.get_or_insert_with(|| format!("{component}: parameter {path} as {dtype:?}"));
+        }
+        let tensor = RawTensor::from_f32(shape, values);
+        let tensor = if dtype == SaveDtype::F16 { tensor.to_f16_raw() } else { tensor };
+        tensors.push((published(component, path), tensor));
+    });
+    if let Some(what) = wrong {
+        return Err(Error::NotFinite { what });
+    }
+    // transformers refuses a file that does not say so
+    let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
+    let file = root.join(component.folder()).join(format!("{}.safetensors", component.file_stem()));
+    write_safetensors(&file, &tensors, &metadata)?;
+    Ok(())
+}
+
+/// Whether a path leads into a LoRA branch of a layer.
+fn is_adapter(path: &str) -> bool {
+    path.split('.').any(|part| part == "adapters")
+}
+
+fn model_index(scheduler: &str) -> serde_json::Value {
+    serde_json::json!({
+        "_class_name": "StableDiffusionPipeline",
+        "feature_extractor": [null, null],
+        "requires_safety_checker": false,
+        "safety_checker": [null, null],
+        "scheduler": ["diffusers", scheduler],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        // CLIP's vocabulary is not copied: this crate has it, diffusers is given it by the caller
+        "tokenizer": [null, null],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    })
+}
+
+fn pretty(value: &impl serde::Serialize) -> String {
+    serde_json::to_string_pretty(value).expect("a struct of numbers and strings is JSON") + "\n"
+}

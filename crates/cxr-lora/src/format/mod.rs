@@ -1,0 +1,353 @@
+//! Adapter files: one submodule per scheme of key names, and one reader that tells them apart.
+
+mod attn_processor;
+mod diffusers;
+mod diffusers_lora;
+mod kohya;
+mod peft;
+mod peft_config;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use cxr_core::tensor_file::{RawTensor, TensorFile, write_safetensors};
+use serde::{Deserialize, Serialize};
+
+use crate::weights::{Adapter, LoraWeights, ModuleKey, ModuleName, Provenance};
+use crate::{LoraError, Result};
+use peft_config::PeftConfig;
+
+/// The header entry of a safetensors file that holds the [`Provenance`] as JSON.
+const PROVENANCE_KEY: &str = "cxr_provenance";
+
+/// The schemes of key names in use for Stable Diffusion 1.x, for a module `M` of the UNet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Format {
+    /// `unet.M.lora_A.weight`: diffusers as it writes today. Read and written.
+    Diffusers,
+    /// `unet.M.lora.down.weight`: diffusers for a while. Read.
+    DiffusersLora,
+    /// `attn1.processor.to_q_lora.down.weight`: diffusers' attention processors, the oldest. Read.
+    AttnProcessor,
+    /// `base_model.model.M.lora_A.weight` and `adapter_config.json`: a folder of PEFT's. Read and written.
+    Peft,
+    /// `lora_unet_M.lora_down.weight` with underscores for dots: kohya's scripts. Read and written.
+    Kohya,
+    /// The same with the block names of the original latent diffusion code (`input_blocks_1_1`). Read.
+    KohyaLdm,
+}
+
+impl std::fmt::Display for Format {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Diffusers => "diffusers' LoRA format",
+            Self::DiffusersLora => "diffusers' older `.lora.` format",
+            Self::AttnProcessor => "diffusers' attention processor format",
+            Self::Peft => "PEFT's adapter format",
+            Self::Kohya => "kohya's format",
+            Self::KohyaLdm => "kohya's format with LDM block names",
+        })
+    }
+}
+
+impl Format {
+    /// Whether one file may hold keys of both.
+    fn mixes_with(self, other: Self) -> bool {
+        let family = |format| match format {
+            Self::Diffusers => 0,
+            Self::DiffusersLora | Self::AttnProcessor => 1,
+            Self::Peft => 2,
+            Self::Kohya | Self::KohyaLdm => 3,
+        };
+        family(self) == family(other)
+    }
+}
+
+/// What a tensor is to its module.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Factor {
+    A,
+    B,
+    Alpha,
+}
+
+/// A key, understood.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Parsed {
+    format: Format,
+    module: ModuleKey,
+    factor: Factor,
+}
+
+impl Parsed {
+    fn path(format: Format, component: &str, path: &str, factor: Factor) -> Self {
+        Self { format, module: ModuleKey::path(component, path), factor }
+    }
+}
+
+fn parse(key: &str) -> Option<Parsed> {
+    peft::parse(key)
+        .or_else(|| kohya::parse(key))
+        .or_else(|| diffusers::parse(key))
+        .or_else(|| attn_processor::parse(key))
+        .or_else(|| diffusers_lora::parse(key))
+}
+
+/// Reads an adapter from a file (safetensors, or a PyTorch pickle in which nothing is run) or from a folder as PEFT
+/// or diffusers writes it, and says of which format it is.
+///
+/// Reading does not need the model. Names with underscores for dots (kohya's) stay so until the adapter is loaded
+/// into a model, or [`Adapter::resolve`]d.
+///
+/// # Errors
+/// Strict: a key of no known scheme, or of another scheme than the rest, a missing factor, a shape that does not
+/// fit, a rank other than the file's own settings say, a value that is not finite; each names the key.
+pub fn read(path: impl AsRef<Path>) -> Result<(Adapter, Format)> {
+    let path = tensor_path(path.as_ref());
+    let file = TensorFile::open(&path)?;
+    let names: Vec<String> = file.names().map(str::to_owned).collect();
+    let (format, parsed) = recognize(&path, &names)?;
+    let settings = match format {
+        Format::Diffusers => diffusers::settings(&file, &parsed)?,
+        Format::Peft => peft::settings(&path)?,
+        _ => BTreeMap::new(),
+    };
+    let mut modules = BTreeMap::new();
+    for (module, keys) in group(parsed) {
+        let weights = read_module(&file, &module, &keys, settings.get(&module.component))?;
+        modules.insert(module, weights);
+    }
+    let provenance = match file.metadata().get(PROVENANCE_KEY) {
+        Some(json) => serde_json::from_str(json)
+            .map_err(|source| LoraError::Json { what: format!("header entry `{PROVENANCE_KEY}`"), source })?,
+        None => Provenance::default(),
+    };
+    Ok((Adapter { modules, provenance }, format))
+}
+
+/// Writes an adapter as safetensors, in f32, with its [`Provenance`] in the header.
+///
+/// `path` is a file for [`Format::Diffusers`] and [`Format::Kohya`], a folder that does not exist yet for
+/// [`Format::Peft`]. What was there before stays until the new file is whole.
+///
+/// # Errors
+/// [`LoraError::CannotWrite`] for the other formats, for modules that are named by a flattened path where the format
+/// needs the path ([`Adapter::resolve`] finds it), and for an adapter without modules.
+pub fn write(path: impl AsRef<Path>, adapter: &Adapter, format: Format) -> Result<()> {
+    let refuse = |reason| LoraError::CannotWrite { module: "adapter".to_owned(), format, reason };
+    if adapter.modules.is_empty() {
+        return Err(refuse("it has no modules"));
+    }
+    for (key, weights) in &adapter.modules {
+        weights.check(&key.to_string())?;
+    }
+    match format {
+        Format::Diffusers => diffusers::write(path.as_ref(), adapter),
+        Format::Peft => peft::write(path.as_ref(), adapter),
+        Format::Kohya => kohya::write(path.as_ref(), adapter),
+        Format::DiffusersLora | Format::AttnProcessor | Format::KohyaLdm => {
+            Err(refuse("files of this kind are read only; write diffusers', PEFT's or kohya's"))
+        }
+    }
+}
+
+/// The tensor file that `path` means: itself, or the one in a folder.
+fn tensor_path(path: &Path) -> PathBuf {
+    const NAMES: [&str; 4] = [
+        "adapter_model.safetensors",
+        "adapter_model.bin",
+        "pytorch_lora_weights.safetensors",
+        "pytorch_lora_weights.bin",
+    ];
+    if !path.is_dir() {
+        return path.to_owned();
+    }
+    let candidates = NAMES.map(|name| path.join(name));
+    // With none of them there, opening the first gives the error that names what was looked for.
+    candidates.iter().find(|file| file.is_file()).unwrap_or(&candidates[0]).clone()
+}
+
+/// The format of most keys, and all keys understood.
+fn recognize(path: &Path, names: &[String]) -> Result<(Format, Vec<(String, Parsed)>)> {
+    if let Some((kind, advice)) = names.iter().find_map(|name| known_and_unsupported(name)) {
+        return Err(LoraError::Unsupported { path: path.to_owned(), kind, advice });
+    }
+    let parsed: Vec<_> = names.iter().map(|name| (name, parse(name))).collect();
+    let mut counts: BTreeMap<Format, usize> = BTreeMap::new();
+    for format in parsed.iter().filter_map(|(_, parsed)| parsed.as_ref().map(|parsed| parsed.format)) {
+        *counts.entry(format).or_default() += 1;
+    }
+    let Some((&format, _)) = counts.iter().max_by_key(|(_, count)| **count) else {
+        let keys = names.iter().take(4).map(|name| format!("`{name}`")).collect();
+        return Err(LoraError::UnknownFormat { path: path.to_owned(), total: names.len(), keys });
+    };
+    let (known, unknown): (Vec<_>, Vec<_>) = parsed.into_iter().partition(|(_, parsed)| {
+        parsed.as_ref().is_some_and(|parsed| parsed.format.mixes_with(format))
+    });
+    if !unknown.is_empty() {
+        let keys = unknown.iter().map(|(name, _)| format!("`{name}`")).collect();
+        return Err(LoraError::UnknownKeys { path: path.to_owned(), format, recognized: known.len(), keys });
+    }
+    let known = known.into_iter().filter_map(|(name, parsed)| Some((name.clone(), parsed?)));
+    Ok((format, known.collect()))
+}
+
+/// What a key says about a kind of file that is known by name and not supported.
+fn known_and_unsupported(key: &str) -> Option<(&'static str, &'static str)> {
+    let positional = key.strip_prefix("unet:").or_else(|| key.strip_prefix("text_encoder:"));
+    if positional.is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit())) {
+        let advice = "it names layers by position (`unet:0:up`); convert it to diffusers' or kohya's format";
+        return Some(("cloneofsimo's lora", advice));
+    }
+    const MARKS: [(&str, &str); 6] = [
+        (".hada_w", "LyCORIS LoHa"),
+        (".lokr_w", "LyCORIS LoKr"),
+        (".lora_mid.", "LyCORIS LoCon with a Tucker core"),
+        (".dora_scale", "DoRA"),
+        ("lora_magnitude_vector", "DoRA"),
+        ("lora_embedding_", "LoRA on embeddings"),
+    ];
+    let (_, kind) = MARKS.iter().find(|(mark, _)| key.contains(mark))?;
+    Some((kind, "its layers are not the product of two factors that plain LoRA adds"))
+}
+
+/// The keys of one module's tensors.
+#[derive(Debug, Default)]
+struct Keys {
+    a: Option<String>,
+    b: Option<String>,
+    alpha: Option<String>,
+}
+
+fn group(parsed: Vec<(String, Parsed)>) -> BTreeMap<ModuleKey, Keys> {
+    let mut modules: BTreeMap<ModuleKey, Keys> = BTreeMap::new();
+    for (key, parsed) in parsed {
+        let keys = modules.entry(parsed.module).or_default();
+        let place = match parsed.factor {
+            Factor::A => &mut keys.a,
+            Factor::B => &mut keys.b,
+            Factor::Alpha => &mut keys.alpha,
+        };
+        *place = Some(key);
+    }
+    modules
+}
+
+fn read_module(
+    file: &TensorFile,
+    module: &ModuleKey,
+    keys: &Keys,
+    settings: Option<&PeftConfig>,
+) -> Result<LoraWeights> {
+    let missing = |missing| LoraError::MissingFactor { module: module.to_string(), missing };
+    let a_key = keys.a.as_ref().ok_or_else(|| missing("A (down)"))?;
+    let b_key = keys.b.as_ref().ok_or_else(|| missing("B (up)"))?;
+    let ([rank, in_features], a) = read_factor(file, a_key, "[rank, in] or [rank, in, 1, 1]", None)?;
+    let ([out_features, _], b) = read_factor(file, b_key, &format!("[out, {rank}]"), Some(rank))?;
+    let mut alpha = rank as f64;
+    if let Some(settings) = settings {
+        let (expected, scale) = settings.of(module.name.as_str());
+        if expected != rank {
+            let expected = format!("[{expected}, in] by the adapter's settings");
+            return Err(LoraError::FactorShape { key: a_key.clone(), expected, found: vec![rank, in_features] });
+        }
+        alpha = scale * rank as f64;
+    }
+    if let Some(key) = &keys.alpha {
+        alpha = read_scalar(file, key)?;
+    }
+    let weights = LoraWeights { rank, in_features, out_features, alpha, a, b };
+    Ok(weights)
+}
+
+/// A factor as a matrix: two dimensions, or four with the last two 1; `columns` many columns if that is known.
+fn read_factor(
+    file: &TensorFile,
+    key: &str,
+    expected: &str,
+    columns: Option<usize>,
+) -> Result<([usize; 2], Vec<f32>)> {
+    let tensor = file.read(key)?;
+    let wrong = || LoraError::FactorShape {
+        key: key.to_owned(),
+        expected: expected.to_owned(),
+        found: tensor.shape.clone(),
+    };
+    let shape = match tensor.shape[..] {
+        [rows, width] | [rows, width, 1, 1] if rows > 0 && width > 0 => [rows, width],
+        _ => return Err(wrong()),
+    };
+    if columns.is_some_and(|columns| columns != shape[1]) {
+        return Err(wrong());
+    }
+    let values = tensor.to_f32()?;
+    if !values.iter().all(|value| value.is_finite()) {
+        return Err(LoraError::NotFinite { what: key.to_owned() });
+    }
+    Ok((shape, values))
+}
+
+fn read_scalar(file: &TensorFile, key: &str) -> Result<f64> {
+    let tensor = file.read(key)?;
+    match tensor.to_f32()?[..] {
+        [value] if value.is_finite() => Ok(f64::from(value)),
+        [_] => Err(LoraError::NotFinite { what: key.to_owned() }),
+        _ => Err(LoraError::FactorShape {
+            key: key.to_owned(),
+            expected: "a single value".to_owned(),
+            found: tensor.shape,
+        }),
+    }
+}
+
+/// The tensors of an adapter under the keys that `name` makes of module and factor, and the header.
+fn tensors(
+    adapter: &Adapter,
+    format: Format,
+    with_alpha: bool,
+    mut name: impl FnMut(&ModuleKey, Factor) -> Result<String>,
+) -> Result<(Vec<(String, RawTensor)>, BTreeMap<String, String>)> {
+    let mut tensors = Vec::new();
+    for (module, weights) in &adapter.modules {
+        let [rank, input, out] = [weights.rank, weights.in_features, weights.out_features];
+        tensors.push((name(module, Factor::A)?, RawTensor::from_f32(vec![rank, input], weights.a.clone())));
+        tensors.push((name(module, Factor::B)?, RawTensor::from_f32(vec![out, rank], weights.b.clone())));
+        if with_alpha {
+            tensors.push((
+                name(module, Factor::Alpha)?,
+                RawTensor::from_f32(Vec::new(), vec![weights.alpha as f32]),
+            ));
+        }
+    }
+    let keys: std::collections::BTreeSet<&String> = tensors.iter().map(|(key, _)| key).collect();
+    if keys.len() != tensors.len() {
+        let reason = "two modules get the same key";
+        return Err(LoraError::CannotWrite { module: "adapter".to_owned(), format, reason });
+    }
+    let what = "provenance";
+    let json = serde_json::to_string(&adapter.provenance)
+        .map_err(|source| LoraError::Json { what: what.to_owned(), source })?;
+    let header = [("format".to_owned(), "pt".to_owned()), (PROVENANCE_KEY.to_owned(), json)];
+    Ok((tensors, header.into()))
+}
+
+/// The path of a module, which a flattened name is not.
+fn path_of(module: &ModuleKey, format: Format) -> Result<&str> {
+    match &module.name {
+        ModuleName::Path(path) => Ok(path),
+        ModuleName::Flattened(name) => Err(LoraError::CannotWrite {
+            module: name.clone(),
+            format,
+            reason: "the name has underscores for dots; resolve the adapter against the model first",
+        }),
+    }
+}
+
+fn save(path: &Path, tensors: &[(String, RawTensor)], header: &BTreeMap<String, String>) -> Result<()> {
+    write_safetensors(path, tensors, header)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

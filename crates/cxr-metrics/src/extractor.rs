@@ -1,0 +1,200 @@
+//! What turns pictures into features: a trait, so that a figure can be taken with any network and says which.
+
+use std::borrow::Cow;
+
+use cxr_core::progress::Progress;
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{MetricsError, Result};
+use crate::features::{FeatureSet, expect_samples, expect_size};
+use crate::image::{ImageSize, ImageSource, Picture};
+use crate::progress::advance;
+
+/// Which network made the features: two figures compare only where these agree.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExtractorId {
+    /// Name of the network and its training, e.g. `cxr-small-v1`.
+    pub name: String,
+    /// SHA-256 of its configuration and weights, in hexadecimal.
+    pub hash: String,
+    /// Number of features.
+    pub feature_dim: usize,
+    /// What pictures are resized to.
+    pub input_size: ImageSize,
+}
+
+/// What a network says of one batch, row-major.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BatchOutput {
+    /// Features `[n, feature_dim]`.
+    pub features: Vec<f32>,
+    /// Logits `[n, logit_names().len()]`; empty without heads.
+    pub logits: Vec<f32>,
+}
+
+/// What a network says of a set of pictures.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Extraction {
+    /// One row per picture, in the order of the source.
+    pub features: FeatureSet,
+    /// Logits per picture, for a network with heads.
+    pub logits: Option<FeatureSet>,
+    /// Size of the pictures as they came, before any resize of the network's own.
+    pub resolution: ImageSize,
+}
+
+/// A network that turns pictures into feature vectors. An implementation gives the first methods; batches,
+/// checks and progress are the same for all.
+pub trait FeatureExtractor: Send + Sync {
+    /// Name of the network and its training.
+    fn name(&self) -> &str;
+
+    /// SHA-256 of configuration and weights, in hexadecimal.
+    fn hash(&self) -> &str;
+
+    /// Number of features.
+    fn feature_dim(&self) -> usize;
+
+    /// What pictures are resized to.
+    fn input_size(&self) -> ImageSize;
+
+    /// Names of the logits, empty without heads.
+    fn logit_names(&self) -> &[String] {
+        &[]
+    }
+
+    /// Pictures per forward pass: more take memory, and change no result.
+    fn batch_size(&self) -> usize {
+        32
+    }
+
+    /// Prepares one batch (resize and range are the network's own) and runs it.
+    ///
+    /// # Errors
+    /// A picture that the network does not take, a result that cannot be read back.
+    fn extract_batch(&self, images: &[Cow<'_, Picture>]) -> Result<BatchOutput>;
+
+    /// Name, hash and sizes, for the card of a figure.
+    fn id(&self) -> ExtractorId {
+        ExtractorId {
+            name: self.name().into(),
+            hash: self.hash().into(),
+            feature_dim: self.feature_dim(),
+            input_size: self.input_size(),
+        }
+    }
+
+    /// Features, and logits where there are heads, of every picture. Pictures of a batch are read in parallel.
+    ///
+    /// # Errors
+    /// No pictures, pictures of different sizes, an unreadable one, non-finite features, cancellation.
+    fn extract(&self, images: &dyn ImageSource, progress: &dyn Progress) -> Result<Extraction> {
+        let total = images.len();
+        expect_samples("the set of pictures", 1, total)?;
+        let (width, heads) = (self.feature_dim(), self.logit_names().len());
+        let stage = format!("features of {}", self.name());
+        progress.begin(&stage, Some(total as u64));
+        let (mut features, mut logits) = (Vec::with_capacity(total * width), Vec::new());
+        let mut resolution = None;
+        for start in (0..total).step_by(self.batch_size().max(1)) {
+            let end = (start + self.batch_size().max(1)).min(total);
+            let batch = (start..end).into_par_iter().map(|i| images.load(i)).collect::<Result<Vec<_>>>()?;
+            check_sizes(&mut resolution, start, &batch)?;
+            let output = self.extract_batch(&batch)?;
+            expect_size(|| "features of a batch".into(), batch.len() * width, output.features.len())?;
+            expect_size(|| "logits of a batch".into(), batch.len() * heads, output.logits.len())?;
+            features.extend(output.features);
+            logits.extend(output.logits);
+            advance(progress, &stage, end, total)?;
+        }
+        progress.end("");
+        Ok(Extraction {
+            features: FeatureSet::new(features, width)?,
+            logits: if heads > 0 { Some(FeatureSet::new(logits, heads)?) } else { None },
+            resolution: resolution.unwrap_or(self.input_size()),
+        })
+    }
+
+    /// [`extract`](Self::extract) for its features alone.
+    ///
+    /// # Errors
+    /// As [`extract`](Self::extract).
+    fn features(&self, images: &dyn ImageSource, progress: &dyn Progress) -> Result<FeatureSet> {
+        Ok(self.extract(images, progress)?.features)
+    }
+}
+
+fn check_sizes(first: &mut Option<ImageSize>, start: usize, batch: &[Cow<'_, Picture>]) -> Result<()> {
+    for (offset, picture) in batch.iter().enumerate() {
+        let expected = *first.get_or_insert(picture.size());
+        if picture.size() != expected {
+            return Err(MetricsError::MixedSizes {
+                index: start + offset,
+                expected: expected.to_string(),
+                found: picture.size().to_string(),
+            });
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use cxr_core::progress::Silent;
+
+    use super::*;
+    use crate::testing::StopAfter;
+
+    /// Mean and first pixel of each picture, three to a batch.
+    struct Toy;
+
+    impl FeatureExtractor for Toy {
+        fn name(&self) -> &str {
+            "toy"
+        }
+        fn hash(&self) -> &str {
+            "00"
+        }
+        fn feature_dim(&self) -> usize {
+            2
+        }
+        fn input_size(&self) -> ImageSize {
+            ImageSize::square(2)
+        }
+        fn batch_size(&self) -> usize {
+            3
+        }
+        fn extract_batch(&self, images: &[Cow<'_, Picture>]) -> Result<BatchOutput> {
+            let features = images.iter().flat_map(|p| {
+                let grey = p.grey();
+                [grey.iter().sum::<f32>() / grey.len() as f32, grey[0]]
+            });
+            Ok(BatchOutput { features: features.collect(), logits: vec![] })
+        }
+    }
+
+    fn pictures(n: u8) -> Vec<Picture> {
+        (0..n).map(|i| Picture::new(ImageSize::square(2), 1, vec![i, 0, 0, 0]).unwrap()).collect()
+    }
+
+    #[test]
+    fn batches_keep_the_order_of_the_source() {
+        let out = Toy.extract(&pictures(8), &Silent).unwrap();
+        assert_eq!((out.features.len(), out.resolution, &out.logits), (8, ImageSize::square(2), &None));
+        for (i, row) in out.features.rows().enumerate() {
+            assert!((row[1] - (i as f32 / 127.5 - 1.0)).abs() < 1e-6);
+        }
+    }
+
+    #[test]
+    fn empty_mixed_and_stopped_sets_are_errors() {
+        assert!(matches!(Toy.features(&pictures(0), &Silent), Err(MetricsError::TooFewSamples { .. })));
+        let mut mixed = pictures(5);
+        mixed.push(Picture::new(ImageSize::square(3), 1, vec![0; 9]).unwrap());
+        let error = Toy.features(&mixed, &Silent).unwrap_err();
+        assert!(matches!(error, MetricsError::MixedSizes { index: 5, .. }), "{error}");
+        let stopped = Toy.features(&pictures(8), &StopAfter(2));
+        assert!(matches!(stopped, Err(MetricsError::Cancelled { done: 3, total: 8, .. })));
+    }
+}

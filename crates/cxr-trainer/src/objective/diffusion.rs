@@ -1,0 +1,160 @@
+//! Predicting the noise in noised latents.
+
+use burn::tensor::backend::{AutodiffBackend, Backend};
+use burn::tensor::{Int, Tensor, TensorData};
+use cxr_core::random::Stream;
+use cxr_kernels::DiffusionBackend;
+use cxr_ldm::unet::{Context, UNet2dCondition};
+use serde::{Deserialize, Serialize};
+
+use super::{Objective, Sample};
+
+/// A model that predicts the noise in latents, given a condition.
+pub trait Denoise<B: Backend> {
+    /// What one picture is conditioned on.
+    type Condition: Clone + Send + Sync;
+
+    /// `latents` `[n, c, h, w]` (scaled, noised), `timesteps` `[n]`, one condition each: the prediction, same shape.
+    fn denoise(
+        &self,
+        latents: Tensor<B, 4>,
+        timesteps: Tensor<B, 1, Int>,
+        conditions: &[&Self::Condition],
+    ) -> Tensor<B, 4>;
+}
+
+/// A UNet conditioned on text embeddings that were computed before: `[tokens * width]` each, row by row.
+impl<B: DiffusionBackend> Denoise<B> for UNet2dCondition<B> {
+    type Condition = (std::sync::Arc<Vec<f32>>, [usize; 2]);
+
+    fn denoise(
+        &self,
+        latents: Tensor<B, 4>,
+        timesteps: Tensor<B, 1, Int>,
+        conditions: &[&Self::Condition],
+    ) -> Tensor<B, 4> {
+        let [tokens, width] = conditions.first().map_or([0, 0], |(_, shape)| *shape);
+        let values: Vec<f32> = conditions.iter().flat_map(|(values, _)| values.iter().copied()).collect();
+        let data = TensorData::new(values, [conditions.len(), tokens, width]);
+        let hidden = Tensor::from_data(data, &latents.device());
+        self.forward(latents, timesteps, &Context::new(hidden))
+    }
+}
+
+/// One picture as the autoencoder sees it, and its condition.
+#[derive(Debug, Clone)]
+pub struct LatentSample<C> {
+    /// Mean of the latents, scaled, `[c * h * w]`.
+    pub mean: Vec<f32>,
+    /// Standard deviation of the latents, scaled, `[c * h * w]`; empty for none.
+    pub std: Vec<f32>,
+    /// What the picture is conditioned on.
+    pub condition: C,
+}
+
+/// How much each timestep counts.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SnrWeight {
+    /// All the same: the paper's.
+    #[default]
+    Uniform,
+    /// `min(SNR, gamma) / SNR` (Hang et al., 2023), for noise prediction.
+    MinSnr(f64),
+}
+
+/// Mean squared error of the predicted noise (Ho et al., 2020, equation 14) on cached latents.
+///
+/// For each sample, from streams named by its position: a timestep uniform in `[0, T)`, noise, and the draw from
+/// the autoencoder's posterior.
+pub struct Diffusion<B: AutodiffBackend, M: Denoise<B>> {
+    /// The pictures.
+    pub samples: Vec<LatentSample<M::Condition>>,
+    /// Shape of one picture's latents, `[c, h, w]`.
+    pub shape: [usize; 3],
+    /// Cumulative products of the schedule, `[T]`.
+    pub alphas_cumprod: Vec<f64>,
+    /// How much each timestep counts.
+    pub weight: SnrWeight,
+    /// How often the condition is replaced by `unconditional`, so that guidance has something to hold against.
+    pub dropout: f32,
+    /// The condition of an empty prompt.
+    pub unconditional: M::Condition,
+    /// Says what data this is.
+    pub fingerprint: String,
+    /// Where the tensors go.
+    pub device: B::Device,
+}
+
+impl<B: AutodiffBackend, M: Denoise<B>> Diffusion<B, M> {
+    /// The timestep, noise and posterior noise of one sample.
+    fn draw(&self, sample: Sample, seed: u64) -> Draw {
+        let elements = self.shape.iter().product();
+        let steps = self.alphas_cumprod.len() as u64;
+        Draw {
+            timestep: Stream::new(seed, "timestep", sample.position).below(steps) as usize,
+            noise: Stream::new(seed, "noise", sample.position).normals(elements),
+            posterior: Stream::new(seed, "posterior", sample.position).normals(elements),
+            unconditional: Stream::new(seed, "caption dropout", sample.position).uniform() < self.dropout,
+        }
+    }
+}
+
+/// What is random about one sample.
+struct Draw {
+    timestep: usize,
+    noise: Vec<f32>,
+    posterior: Vec<f32>,
+    unconditional: bool,
+}
+
+impl<B: AutodiffBackend, M: Denoise<B> + burn::module::AutodiffModule<B>> Objective<B> for Diffusion<B, M> {
+    type Model = M;
+
+    fn len(&self) -> usize {
+        self.samples.len()
+    }
+
+    fn fingerprint(&self) -> String {
+        self.fingerprint.clone()
+    }
+
+    fn loss(&self, model: &M, samples: &[Sample], seed: u64) -> Tensor<B, 1> {
+        let [c, h, w] = self.shape;
+        let n = samples.len();
+        let (mut noised, mut target) = (Vec::with_capacity(n * c * h * w), Vec::with_capacity(n * c * h * w));
+        let (mut timesteps, mut weights, mut conditions) = (Vec::new(), Vec::new(), Vec::new());
+        for sample in samples {
+            let draw = self.draw(*sample, seed);
+            let item = &self.samples[sample.index];
+            let alpha_bar = self.alphas_cumprod[draw.timestep];
+            let (signal, noise) = (alpha_bar.sqrt() as f32, (1.0 - alpha_bar).sqrt() as f32);
+            for (i, mean) in item.mean.iter().enumerate() {
+                let latent = mean + item.std.get(i).map_or(0.0, |std| std * draw.posterior[i]);
+                noised.push(signal * latent + noise * draw.noise[i]);
+            }
+            target.extend(draw.noise);
+            timesteps.push(draw.timestep as i64);
+            weights.push(match self.weight {
+                SnrWeight::Uniform => 1.0,
+                SnrWeight::MinSnr(gamma) => {
+                    let snr = alpha_bar / (1.0 - alpha_bar);
+                    (snr.min(gamma) / snr) as f32
+                }
+            });
+            conditions.push(if draw.unconditional { &self.unconditional } else { &item.condition });
+        }
+        let tensor = |values: Vec<f32>| {
+            Tensor::<B, 4>::from_data(TensorData::new(values, [n, c, h, w]), &self.device)
+        };
+        let timesteps = Tensor::from_data(TensorData::new(timesteps, [n]), &self.device);
+        let predicted = model.denoise(tensor(noised), timesteps, &conditions);
+        let error = predicted.sub(tensor(target));
+        let squared = error.clone().mul(error);
+        if self.weight == SnrWeight::Uniform {
+            return squared.mean();
+        }
+        let weights = Tensor::<B, 4>::from_data(TensorData::new(weights, [n, 1, 1, 1]), &self.device);
+        squared.mul(weights).mean()
+    }
+}

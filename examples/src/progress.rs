@@ -1,0 +1,135 @@
+//! Progress for people: a bar with the time left on a terminal, plain lines elsewhere.
+
+use std::io::IsTerminal;
+use std::ops::ControlFlow;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use cxr::core::progress::Progress;
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// Seconds between two plain lines.
+const LINE_EVERY: Duration = Duration::from_secs(15);
+
+/// Set by Ctrl-C: work ends at its next step, and what is finished is kept.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// Makes the first Ctrl-C ask the work to stop, and the second end the program.
+pub fn stop_on_interrupt() {
+    let asked = ctrlc::set_handler(|| {
+        if INTERRUPTED.swap(true, Ordering::SeqCst) {
+            std::process::exit(130);
+        }
+        eprintln!("\nstopping after this step; press Ctrl-C again to end at once");
+    });
+    if asked.is_err() {
+        log::debug!("no Ctrl-C handler: one was installed before");
+    }
+}
+
+/// Whether Ctrl-C was pressed.
+pub fn interrupted() -> bool {
+    INTERRUPTED.load(Ordering::SeqCst)
+}
+
+/// Shows the stages of the work on standard error.
+#[derive(Default)]
+pub struct Terminal {
+    stage: Mutex<Option<Stage>>,
+    quiet: bool,
+}
+
+struct Stage {
+    name: String,
+    bar: Option<ProgressBar>,
+    total: Option<u64>,
+    started: Instant,
+    last_line: Instant,
+    /// Done when the stage was first heard of: a resumed run does not start at zero.
+    first: Option<u64>,
+}
+
+impl Terminal {
+    /// A display; `quiet` shows nothing.
+    pub fn new(quiet: bool) -> Self {
+        Self { quiet, ..Self::default() }
+    }
+
+    fn with_stage<T>(&self, act: impl FnOnce(&mut Option<Stage>) -> T) -> T {
+        act(&mut self.stage.lock().unwrap_or_else(|poisoned| poisoned.into_inner()))
+    }
+}
+
+impl Progress for Terminal {
+    fn begin(&self, stage: &str, total: Option<u64>) {
+        if self.quiet {
+            return;
+        }
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let bar = total.map_or_else(ProgressBar::new_spinner, ProgressBar::new);
+            let template = match total {
+                Some(_) => "{prefix:>22} {bar:30} {pos}/{len} {elapsed} left {eta} {msg}",
+                None => "{prefix:>22} {spinner} {pos} {elapsed} {msg}",
+            };
+            if let Ok(style) = ProgressStyle::with_template(template) {
+                bar.set_style(style);
+            }
+            bar.set_prefix(stage.to_string());
+            bar
+        });
+        let now = Instant::now();
+        if bar.is_none() {
+            eprintln!("{stage} ...");
+        }
+        self.with_stage(|slot| {
+            *slot = Some(Stage { name: stage.to_string(), bar, total, started: now, last_line: now, first: None });
+        });
+    }
+
+    fn advance(&self, done: u64, message: &str) -> ControlFlow<()> {
+        self.with_stage(|slot| {
+            let Some(stage) = slot else { return };
+            let first = *stage.first.get_or_insert(done.saturating_sub(1));
+            if let Some(bar) = &stage.bar {
+                if bar.position() == 0 && first > 0 {
+                    bar.set_position(first);
+                    bar.reset_eta();
+                }
+                bar.set_position(done);
+                bar.set_message(message.to_string());
+            } else if stage.last_line.elapsed() >= LINE_EVERY {
+                stage.last_line = Instant::now();
+                let seconds = stage.started.elapsed().as_secs_f64();
+                let left = stage.total.filter(|_| done > first).map(|total| {
+                    seconds / (done - first) as f64 * total.saturating_sub(done) as f64
+                });
+                let left = left.map_or(String::new(), |left| format!(", {} left", seconds_text(left)));
+                let total = stage.total.map_or(String::new(), |total| format!("/{total}"));
+                eprintln!("{}: {done}{total}, {}{left} {message}", stage.name, seconds_text(seconds));
+            }
+        });
+        if interrupted() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+
+    fn end(&self, message: &str) {
+        self.with_stage(|slot| {
+            let Some(stage) = slot.take() else { return };
+            let seconds = seconds_text(stage.started.elapsed().as_secs_f64());
+            if let Some(bar) = &stage.bar {
+                bar.finish_and_clear();
+            }
+            eprintln!("{}: {message} ({seconds})", stage.name);
+        });
+    }
+}
+
+/// `75.3` as `1:15`.
+pub fn seconds_text(seconds: f64) -> String {
+    let seconds = seconds.round() as u64;
+    if seconds >= 3600 {
+        format!("{}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60)
+    } else {
+        format!("{}:{:02}", seconds / 60, seconds % 60)
+    }
+}

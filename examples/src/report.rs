@@ -1,0 +1,97 @@
+//! The report page: one HTML file that carries its pictures, and the same in Markdown.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use base64::Engine;
+use serde::Serialize;
+
+/// What a report shows.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    /// Heading.
+    pub title: String,
+    /// A few sentences on what was done, and what the numbers can and cannot show.
+    pub summary: Vec<String>,
+    /// The paper's table: base, adapted, difference.
+    pub comparison: Vec<Comparison>,
+    /// Pictures with captions.
+    pub figures: Vec<Figure>,
+    /// Further tables: data, leakage, settings.
+    pub tables: Vec<Table>,
+}
+
+/// One measure of the base's and the adapted model's pictures.
+#[derive(Debug, Clone, Serialize)]
+pub struct Comparison {
+    /// Name of the measure, with its extractor.
+    pub name: String,
+    /// Of the base model's pictures, with its interval.
+    pub base: String,
+    /// Of the adapted model's pictures, with its interval.
+    pub adapted: String,
+    /// Change from base to adapted.
+    pub difference: String,
+    /// Of real training pictures against the same held-out ones: what a perfect model would reach.
+    pub floor: String,
+}
+
+/// A picture with a caption.
+#[derive(Debug, Clone, Serialize)]
+pub struct Figure {
+    /// What it shows.
+    pub caption: String,
+    /// The PNG file; carried inside the page.
+    pub path: PathBuf,
+}
+
+/// Rows of a name and a value.
+#[derive(Debug, Clone, Serialize)]
+pub struct Table {
+    /// Heading.
+    pub title: String,
+    /// Name and value.
+    pub rows: Vec<(String, String)>,
+}
+
+const HTML: &str = include_str!("report.html.jinja");
+const MARKDOWN: &str = include_str!("report.md.jinja");
+
+/// Writes `report.html` and `report.md` into `folder`.
+///
+/// # Errors
+/// If a picture cannot be read or a file not written.
+pub fn write(report: &Report, folder: &Path) -> anyhow::Result<()> {
+    #[derive(Serialize)]
+    struct Page<'a> {
+        report: &'a Report,
+        pictures: Vec<Embedded>,
+    }
+    #[derive(Serialize)]
+    struct Embedded {
+        caption: String,
+        file: String,
+        data: String,
+    }
+    let pictures = report
+        .figures
+        .iter()
+        .map(|figure| {
+            let bytes = std::fs::read(&figure.path).with_context(|| format!("cannot read {}", figure.path.display()))?;
+            let file = figure.path.strip_prefix(folder).unwrap_or(&figure.path).display().to_string();
+            let data = base64::engine::general_purpose::STANDARD.encode(bytes);
+            Ok(Embedded { caption: figure.caption.clone(), file, data })
+        })
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    let page = Page { report, pictures };
+    let mut environment = minijinja::Environment::new();
+    environment.add_template("report.html", HTML)?;
+    environment.add_template("report.md", MARKDOWN)?;
+    for name in ["report.html", "report.md"] {
+        let text = environment.get_template(name)?.render(&page)?;
+        let path = folder.join(name);
+        cxr::core::atomic::write_bytes(&path, text.as_bytes())
+            .with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(())
+}
