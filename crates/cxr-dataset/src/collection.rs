@@ -185,7 +185,8 @@ pub struct SplitSummary {
 
 impl SplitSummary {
     fn new(collection: &Collection, split: &Split) -> Self {
-        let groups = |side: &[usize]| distinct(side.iter().filter_map(|&i| collection.pairs[i].group.as_deref()));
+        let groups =
+            |side: &[usize]| distinct(side.iter().filter_map(|&i| collection.pairs[i].group.as_deref()));
         let labels = |side: &[usize]| labels::counts(side.iter().map(|&i| &collection.pairs[i]));
         Self {
             config: split.config.clone(),
@@ -274,7 +275,10 @@ pub(crate) mod tests {
         let split = Split::new(&collection, &SplitConfig::default()).unwrap();
         let leakage = LeakageReport::measure(&collection, &split, false).unwrap();
         let report = collection.preparation_report(Some(&split), Some(leakage));
-        assert_eq!((report.kept, report.groups, report.ungrouped, report.distinct_impressions), (10, 4, 2, 2));
+        assert_eq!(
+            (report.kept, report.groups, report.ungrouped, report.distinct_impressions),
+            (10, 4, 2, 2)
+        );
         assert_eq!(report.per_label["Mass"], 3);
         let summary = report.split.as_ref().unwrap();
         assert_eq!(summary.train_groups + summary.test_groups, 4);

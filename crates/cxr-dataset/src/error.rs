@@ -146,7 +146,9 @@ pub enum DatasetError {
         expected: &'static str,
     },
     /// A split with nothing on one side.
-    #[error("the split ({rule}, train fraction {train_fraction}) leaves its {side} side empty: {pairs} pair(s) in {units} unit(s) that stay whole; use more data, another fraction or another rule")]
+    #[error(
+        "the split ({rule}, train fraction {train_fraction}) leaves its {side} side empty: {pairs} pair(s) in {units} unit(s) that stay whole; use more data, another fraction or another rule"
+    )]
     EmptySide {
         /// The rule's name.
         rule: String,

@@ -224,11 +224,19 @@ pub const NIH_FINDINGS: [FindingPhrases; 15] = [
     },
     FindingPhrases {
         label: "Edema",
-        phrases: &["Pulmonary edema.", "Findings consistent with pulmonary edema.", "Interstitial edema pattern."],
+        phrases: &[
+            "Pulmonary edema.",
+            "Findings consistent with pulmonary edema.",
+            "Interstitial edema pattern.",
+        ],
     },
     FindingPhrases {
         label: "Effusion",
-        phrases: &["Pleural effusion.", "Pleural effusion is present.", "Findings consistent with pleural effusion."],
+        phrases: &[
+            "Pleural effusion.",
+            "Pleural effusion is present.",
+            "Findings consistent with pleural effusion.",
+        ],
     },
     FindingPhrases {
         label: "Consolidation",
@@ -236,11 +244,19 @@ pub const NIH_FINDINGS: [FindingPhrases; 15] = [
     },
     FindingPhrases {
         label: "Pneumonia",
-        phrases: &["Pneumonia.", "Findings consistent with pneumonia.", "Airspace disease, compatible with pneumonia."],
+        phrases: &[
+            "Pneumonia.",
+            "Findings consistent with pneumonia.",
+            "Airspace disease, compatible with pneumonia.",
+        ],
     },
     FindingPhrases {
         label: "Infiltration",
-        phrases: &["Pulmonary infiltrate.", "Infiltrate is present.", "Airspace opacity, compatible with infiltrate."],
+        phrases: &[
+            "Pulmonary infiltrate.",
+            "Infiltrate is present.",
+            "Airspace opacity, compatible with infiltrate.",
+        ],
     },
     FindingPhrases {
         label: "Atelectasis",
@@ -284,7 +300,10 @@ pub fn from_nih_findings<'a>(
     let known = |label: &&&str| !NIH_FINDINGS.iter().any(|finding| finding.label == **label);
     if let Some(unknown) = labels.iter().find(known) {
         let all: Vec<_> = NIH_FINDINGS.iter().map(|finding| finding.label).collect();
-        return Err(format!("unknown finding {unknown:?}; expected some of {}, separated by |", all.join(", ")));
+        return Err(format!(
+            "unknown finding {unknown:?}; expected some of {}, separated by |",
+            all.join(", ")
+        ));
     }
     if labels.is_empty() {
         return Err(format!("no finding given; write {NO_FINDING:?} for an image without one"));
@@ -314,7 +333,10 @@ mod tests {
     #[test]
     fn white_space_is_cleaned_and_text_kept() {
         assert_eq!(clean("  Left\tlower \r\n lobe\u{a0}nodule.\u{0} "), "Left lower lobe nodule.");
-        assert_eq!(apply("1.  Normal  chest x-XXXX.", Deidentified::Keep).unwrap(), "1. Normal chest x-XXXX.");
+        assert_eq!(
+            apply("1.  Normal  chest x-XXXX.", Deidentified::Keep).unwrap(),
+            "1. Normal chest x-XXXX."
+        );
         assert_eq!(apply(" \n ", Deidentified::Keep).unwrap(), "");
     }
 
@@ -330,7 +352,9 @@ mod tests {
 
     #[test]
     fn templates_are_checked() {
-        for bad in ["", "x", "{impression} {impression}", "{impression} {age}", "{impression", "{impression} }"] {
+        for bad in
+            ["", "x", "{impression} {impression}", "{impression} {age}", "{impression", "{impression} }"]
+        {
             assert!(matches!(bad.parse::<PromptTemplate>(), Err(DatasetError::Template { .. })), "{bad:?}");
         }
         let json = serde_json::to_string(&PromptTemplate::with_view()).unwrap();
@@ -363,7 +387,8 @@ mod tests {
 
     #[test]
     fn no_phrase_invents_side_or_size() {
-        let invented = ["left", "right", "bilateral", "upper", "lower", "small", "large", "mild", "severe", "stable"];
+        let invented =
+            ["left", "right", "bilateral", "upper", "lower", "small", "large", "mild", "severe", "stable"];
         for finding in NIH_FINDINGS {
             assert!(finding.phrases.len() > 1);
             for phrase in finding.phrases {

@@ -58,8 +58,7 @@ impl LeakageReport {
             .map(|pair| pair.impression.as_str())
             .filter(|impression| train_impressions.contains(impression))
             .collect();
-        let identical =
-            if compare_images { Some(identical_images(collection, split)?) } else { None };
+        let identical = if compare_images { Some(identical_images(collection, split)?) } else { None };
 
         let mut report = Self {
             test_pairs: split.test.len(),
@@ -148,7 +147,11 @@ mod tests {
         assert_eq!((report.repeated_impressions, report.test_pairs_with_repeated_impression), (1, 2));
         assert_eq!(report.test_pairs_with_identical_image, Some(1));
         assert_eq!(report.identical_images, ["c"]);
-        assert!(report.notes.iter().any(|note| note.contains("2 held-out pair(s) (66.7 %)")), "{:?}", report.notes);
+        assert!(
+            report.notes.iter().any(|note| note.contains("2 held-out pair(s) (66.7 %)")),
+            "{:?}",
+            report.notes
+        );
 
         std::fs::remove_file(folder.path().join("e")).unwrap();
         let error = LeakageReport::measure(&all, &split(&[0, 1], &[2, 3, 4]), true).unwrap_err();

@@ -34,10 +34,10 @@ pub mod source;
 mod split;
 mod token_filter;
 
+pub use self::image::{Filter, Fit, ImageOptions, Pixels, contact_sheet};
 pub use batch::{Batch, Batches, epoch_order};
 pub use collection::{Collection, Pair, PreparationReport, Skipped, SplitSummary};
 pub use error::{DatasetError, ImageError};
-pub use image::{Filter, Fit, ImageOptions, Pixels, contact_sheet};
 pub use impression::{Deidentified, PromptTemplate, Wording};
 pub use labels::LabelSet;
 pub use leakage::LeakageReport;

@@ -24,7 +24,9 @@ pub enum IntervalMethod {
     /// The quantiles, moved so that the mean replicate falls on the estimate: for the Fréchet distance,
     /// whose bias falls with the number of different images. A replicate holds 63 % of them, so its
     /// distance is too large and the plain interval may lie wholly above the estimate. The bias of the
-    /// estimate itself remains: compare with the floor at the same N.
+    /// estimate itself remains: compare with the floor at the same N. On the safe side where images are
+    /// few: for normal features of width 128 it is 2 to 3 times too wide at N = 200, 1.5 to 2.5 times at
+    /// N = 1000; right for width 8 and N = 200.
     ShiftedPercentile,
 }
 

@@ -4,8 +4,11 @@ mod attention;
 mod conv;
 mod elementwise;
 mod fast_math;
+mod gelu;
 mod gemm;
 mod group_norm;
+mod layer_norm;
+mod layout;
 mod moments;
 mod silu;
 
@@ -23,6 +26,22 @@ impl DiffusionBackend for Flex {
 
     fn kernel_silu_backward(x: FlexTensor, grad: FlexTensor) -> FlexTensor {
         if all_f32([&x, &grad]) { silu::backward(x, grad) } else { plain::silu_backward::<Flex>(x, grad) }
+    }
+
+    fn kernel_gelu(x: FlexTensor) -> FlexTensor {
+        if all_f32([&x]) { gelu::forward(x) } else { plain::gelu::<Flex>(x) }
+    }
+
+    fn kernel_gelu_backward(x: FlexTensor, grad: FlexTensor) -> FlexTensor {
+        if all_f32([&x, &grad]) { gelu::backward(x, grad) } else { plain::gelu_backward::<Flex>(x, grad) }
+    }
+
+    fn kernel_geglu(x: FlexTensor) -> FlexTensor {
+        if all_f32([&x]) { gelu::geglu(x) } else { plain::geglu::<Flex>(x) }
+    }
+
+    fn kernel_geglu_backward(x: FlexTensor, grad: FlexTensor) -> FlexTensor {
+        if all_f32([&x, &grad]) { gelu::geglu_backward(x, grad) } else { plain::geglu_backward::<Flex>(x, grad) }
     }
 
     fn kernel_group_norm(
@@ -52,6 +71,36 @@ impl DiffusionBackend for Flex {
             return group_norm::backward(x, gamma, beta, grad, groups, eps, silu);
         }
         plain::group_norm_backward::<Flex>(x, gamma, beta, grad, groups, eps, silu)
+    }
+
+    fn kernel_layer_norm(x: FlexTensor, gamma: FlexTensor, beta: FlexTensor, eps: f64) -> FlexTensor {
+        if all_f32([&x, &gamma, &beta]) {
+            return layer_norm::forward(x, gamma, beta, eps);
+        }
+        plain::layer_norm::<Flex>(x, gamma, beta, eps)
+    }
+
+    fn kernel_layer_norm_backward(
+        x: FlexTensor,
+        gamma: FlexTensor,
+        grad: FlexTensor,
+        eps: f64,
+    ) -> [FlexTensor; 3] {
+        if all_f32([&x, &gamma, &grad]) {
+            return layer_norm::backward(x, gamma, grad, eps);
+        }
+        plain::layer_norm_backward::<Flex>(x, gamma, grad, eps)
+    }
+
+    fn kernel_image_to_tokens(x: FlexTensor) -> FlexTensor {
+        if all_f32([&x]) { layout::image_to_tokens(x) } else { plain::image_to_tokens::<Flex>(x) }
+    }
+
+    fn kernel_tokens_to_image(x: FlexTensor, height: usize, width: usize) -> FlexTensor {
+        if all_f32([&x]) {
+            return layout::tokens_to_image(x, height, width);
+        }
+        plain::tokens_to_image::<Flex>(x, height, width)
     }
 
     fn kernel_conv2d(

@@ -29,11 +29,11 @@ pub enum SaveDtype {
 /// Writes a diffusers folder, which this crate and diffusers load.
 ///
 /// Only base weights are written, adapters are not (they have files of their own). The folder appears whole or
-/// not at all.
+/// not at all, in the place of an older model.
 ///
 /// # Errors
-/// [`Error::NotFinite`] naming a tensor with a NaN or an infinity, or one that f16 cannot hold; [`Error::Io`] and
-/// [`Error::TensorFile`] if writing fails, also when `path` exists.
+/// [`Error::NotFinite`] naming a tensor with a NaN or an infinity, or one that f16 cannot hold; [`Error::Folder`]
+/// if something other than a model is in that place; [`Error::Io`] and [`Error::TensorFile`] if writing fails.
 pub fn save_folder<B: Backend>(
     path: &Path,
     config: &ModelConfig,
@@ -43,6 +43,10 @@ pub fn save_folder<B: Backend>(
     dtype: SaveDtype,
 ) -> Result<(), Error> {
     let io = |source| Error::Io { path: path.to_path_buf(), source };
+    if path.exists() && !is_replaceable(path) {
+        let problem = "exists and is no model in diffusers' layout; remove it or choose another path".into();
+        return Err(Error::Folder { path: path.to_path_buf(), problem });
+    }
     let folder = AtomicDir::new(path).map_err(io)?;
     let root = folder.path();
     let write = |name: &str, text: String| {
@@ -92,6 +96,12 @@ fn save_module<B: Backend, M: Module<B>>(
     let file = root.join(component.folder()).join(format!("{}.safetensors", component.file_stem()));
     write_safetensors(&file, &tensors, &metadata)?;
     Ok(())
+}
+
+/// An older model, or an empty folder: what is neither may be somebody's work.
+fn is_replaceable(path: &Path) -> bool {
+    let is_empty = || path.read_dir().is_ok_and(|mut entries| entries.next().is_none());
+    path.is_dir() && (path.join("model_index.json").is_file() || is_empty())
 }
 
 /// Whether a path leads into a LoRA branch of a layer.

@@ -1,0 +1,96 @@
+//! Images to tokens and back: transposes, tile by tile.
+
+use std::mem::MaybeUninit;
+
+use burn::tensor::{Shape, TensorMetadata};
+use burn_flex::FlexTensor;
+use rayon::prelude::*;
+
+use super::elementwise::{CHUNK, contiguous, filled, slice, tensor};
+use super::fast_math::{Kernel, dispatch};
+
+/// Side of a tile: a cache line of f32.
+const TILE: usize = 16;
+
+/// `[n, c, h, w] -> [n, h * w, c]`.
+pub(super) fn image_to_tokens(x: FlexTensor) -> FlexTensor {
+    let [n, c, h, w] = x.shape().dims();
+    transpose(x, [n, c, h * w], Shape::new([n, h * w, c]))
+}
+
+/// `[n, height * width, c] -> [n, c, height, width]`.
+pub(super) fn tokens_to_image(x: FlexTensor, height: usize, width: usize) -> FlexTensor {
+    let [n, tokens, c] = x.shape().dims();
+    transpose(x, [n, tokens, c], Shape::new([n, c, height, width]))
+}
+
+/// `[n, rows, columns]` with the last two exchanged, as a tensor of `shape`.
+fn transpose(x: FlexTensor, [_, rows, columns]: [usize; 3], shape: Shape) -> FlexTensor {
+    let x = contiguous(x);
+    let data = slice(&x);
+    let matrix = rows * columns;
+    if data.is_empty() {
+        return tensor(Vec::new(), shape);
+    }
+    // Whole bands of tiles of the output: `lines` of its lines, `rows` elements each.
+    let lines = CHUNK.div_ceil(rows).next_multiple_of(TILE).min(columns);
+    // SAFETY: the bands cover all elements, and `Band` writes each of its band.
+    let out = unsafe {
+        filled(data.len(), |out| {
+            out.par_chunks_mut(matrix).zip(data.par_chunks(matrix)).for_each(|(out, from)| {
+                out.par_chunks_mut(lines * rows).enumerate().for_each(|(band, out)| {
+                    dispatch(Band { from, out, rows, columns, first: band * lines });
+                });
+            });
+        })
+    };
+    tensor(out, shape)
+}
+
+/// Columns of `from` `[rows, columns]` from `first` on, as lines of `out`.
+struct Band<'a> {
+    from: &'a [f32],
+    out: &'a mut [MaybeUninit<f32>],
+    rows: usize,
+    columns: usize,
+    first: usize,
+}
+
+impl Kernel for Band<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<const FMA: bool>(self) {
+        let Self { from, out, rows, columns, first } = self;
+        let lines = out.len() / rows;
+        for row in (0..rows).step_by(TILE) {
+            for line in (0..lines).step_by(TILE) {
+                if row + TILE <= rows && line + TILE <= lines {
+                    let from = &from[row * columns + first + line..];
+                    whole_tile(from, columns, &mut out[line * rows + row..], rows);
+                    continue;
+                }
+                for l in line..(line + TILE).min(lines) {
+                    for r in row..(row + TILE).min(rows) {
+                        out[l * rows + r].write(from[r * columns + first + l]);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// One tile by way of registers, so that memory is read and written in whole cache lines.
+#[inline(always)]
+fn whole_tile(from: &[f32], from_step: usize, out: &mut [MaybeUninit<f32>], out_step: usize) {
+    let mut tile = [[0.0_f32; TILE]; TILE];
+    for (i, line) in tile.iter_mut().enumerate() {
+        line.copy_from_slice(&from[i * from_step..][..TILE]);
+    }
+    for j in 0..TILE {
+        let out = &mut out[j * out_step..][..TILE];
+        for i in 0..TILE {
+            out[i].write(tile[i][j]);
+        }
+    }
+}

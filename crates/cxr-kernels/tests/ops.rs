@@ -1,3 +1,0 @@
-//! Timings for a first look.
-#[cfg(feature = "flex")]
-mod timing;

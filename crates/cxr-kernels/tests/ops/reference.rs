@@ -1,0 +1,148 @@
+//! The operations in f64, straight from their definitions.
+
+/// Distribution function of the standard normal, to 1e-14: Kummer's series of erf.
+pub fn normal_cdf(x: f64) -> f64 {
+    let z = x.abs() * std::f64::consts::FRAC_1_SQRT_2;
+    let (mut term, mut sum) = (z, z);
+    for n in 1..200 {
+        term *= 2.0 * z * z / (2 * n + 1) as f64;
+        sum += term;
+    }
+    let erf = std::f64::consts::FRAC_2_SQRT_PI * (-z * z).exp() * sum;
+    0.5 * (1.0 + erf.copysign(x))
+}
+
+pub fn sigmoid(x: f64) -> f64 {
+    1.0 / (1.0 + (-x).exp())
+}
+
+pub fn silu(x: f64) -> f64 {
+    x * sigmoid(x)
+}
+
+pub fn quick_gelu(x: f64) -> f64 {
+    x * sigmoid(1.702 * x)
+}
+
+pub fn gelu(x: f64) -> f64 {
+    x * normal_cdf(x)
+}
+
+pub fn each(x: &[f64], f: fn(f64) -> f64) -> Vec<f64> {
+    x.iter().map(|x| f(*x)).collect()
+}
+
+/// Rows of `2 * half`.
+pub fn geglu(x: &[f64], half: usize) -> Vec<f64> {
+    x.chunks(2 * half).flat_map(|row| (0..half).map(|i| row[i] * gelu(row[half + i]))).collect()
+}
+
+fn normalized(x: &[f64], eps: f64) -> Vec<f64> {
+    let mean = x.iter().sum::<f64>() / x.len() as f64;
+    let variance = x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / x.len() as f64;
+    x.iter().map(|x| (x - mean) / (variance + eps).sqrt()).collect()
+}
+
+/// `x` `[n, c, plane]`.
+pub fn group_norm(
+    x: &[f64],
+    gamma: &[f64],
+    beta: &[f64],
+    plane: usize,
+    groups: usize,
+    eps: f64,
+    after: fn(f64) -> f64,
+) -> Vec<f64> {
+    let channels = gamma.len();
+    let normal = x.chunks(channels / groups * plane).flat_map(|group| normalized(group, eps));
+    let channel = |i: usize| i / plane % channels;
+    normal.enumerate().map(|(i, x)| after(x * gamma[channel(i)] + beta[channel(i)])).collect()
+}
+
+pub fn layer_norm(x: &[f64], gamma: &[f64], beta: &[f64], eps: f64) -> Vec<f64> {
+    let d = gamma.len();
+    let normal = x.chunks(d).flat_map(|row| normalized(row, eps));
+    normal.enumerate().map(|(i, x)| x * gamma[i % d] + beta[i % d]).collect()
+}
+
+/// `x` `[rows, input]`, `weight` `[out, input]`, `bias` `[out]` or empty.
+pub fn linear(x: &[f64], weight: &[f64], bias: &[f64], input: usize) -> Vec<f64> {
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    x.chunks(input)
+        .flat_map(|x| {
+            let outputs = weight.chunks(input).enumerate();
+            outputs.map(move |(o, w)| dot(x, w) + bias.get(o).copied().unwrap_or(0.0))
+        })
+        .collect()
+}
+
+/// Sizes of a convolution.
+#[derive(Clone, Copy, Debug)]
+pub struct Conv {
+    pub x: [usize; 4],
+    pub out: usize,
+    pub kernel: usize,
+    pub stride: usize,
+    pub padding: usize,
+}
+
+impl Conv {
+    pub fn out_size(&self) -> [usize; 2] {
+        [self.x[2], self.x[3]].map(|size| (size + 2 * self.padding - self.kernel) / self.stride + 1)
+    }
+
+    pub fn weight_shape(&self) -> [usize; 4] {
+        [self.out, self.x[1], self.kernel, self.kernel]
+    }
+}
+
+pub fn conv2d(sizes: &Conv, x: &[f64], weight: &[f64], bias: &[f64]) -> Vec<f64> {
+    let [n, c, h, w] = sizes.x;
+    let [out_h, out_w] = sizes.out_size();
+    let k = sizes.kernel;
+    let mut y = Vec::new();
+    for sample in 0..n {
+        for o in 0..sizes.out {
+            for row in 0..out_h {
+                for column in 0..out_w {
+                    let mut sum = bias.get(o).copied().unwrap_or(0.0);
+                    for i in 0..c * k * k {
+                        let (channel, dy, dx) = (i / (k * k), i / k % k, i % k);
+                        let from_y = (row * sizes.stride + dy).wrapping_sub(sizes.padding);
+                        let from_x = (column * sizes.stride + dx).wrapping_sub(sizes.padding);
+                        if from_y < h && from_x < w {
+                            sum += x[((sample * c + channel) * h + from_y) * w + from_x] * weight[o * c * k * k + i];
+                        }
+                    }
+                    y.push(sum);
+                }
+            }
+        }
+    }
+    y
+}
+
+/// `q` `[heads, n, d]`, `k` and `v` `[heads, m, d]`.
+pub fn attention(q: &[f64], k: &[f64], v: &[f64], [n, m, d]: [usize; 3], causal: bool) -> Vec<f64> {
+    let mut y = Vec::new();
+    for ((q, k), v) in q.chunks(n * d).zip(k.chunks(m * d)).zip(v.chunks(m * d)) {
+        for (i, q) in q.chunks(d).enumerate() {
+            let seen = if causal { (i + 1).min(m) } else { m };
+            let score = |k: &[f64]| q.iter().zip(k).map(|(q, k)| q * k).sum::<f64>() / (d as f64).sqrt();
+            let weights: Vec<f64> = k.chunks(d).take(seen).map(|k| score(k).exp()).collect();
+            let total: f64 = weights.iter().sum();
+            for column in 0..d {
+                let sum: f64 = weights.iter().enumerate().map(|(j, w)| w * v[j * d + column]).sum();
+                y.push(sum / total);
+            }
+        }
+    }
+    y
+}
+
+/// `[n, rows, columns]` with the last two exchanged.
+pub fn transpose(x: &[f64], rows: usize, columns: usize) -> Vec<f64> {
+    x.chunks(rows * columns)
+        .flat_map(|x| (0..rows * columns).map(move |i| x[i % rows * columns + i / rows]))
+        .collect()
+}

@@ -1,0 +1,116 @@
+//! What UNet and autoencoder share: residual blocks and the layers that change the size.
+
+use burn::module::Module;
+use burn::tensor::module::interpolate;
+use burn::tensor::ops::{InterpolateMode, InterpolateOptions};
+use burn::tensor::{Tensor, backend::Backend};
+use cxr_kernels::DiffusionBackend;
+use cxr_kernels::nn::{Conv2d, Conv2dConfig, GroupNorm, GroupNormConfig, Linear, LinearConfig};
+
+/// Sizes of a [`ResnetBlock`].
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ResnetBlockConfig {
+    pub(crate) input: usize,
+    pub(crate) output: usize,
+    /// Width of the time embedding; `None` without one.
+    pub(crate) time: Option<usize>,
+    pub(crate) groups: usize,
+    pub(crate) eps: f64,
+}
+
+/// diffusers' `ResnetBlock2D`.
+#[derive(Module, Debug)]
+pub(crate) struct ResnetBlock<B: Backend> {
+    norm1: GroupNorm<B>,
+    conv1: Conv2d<B>,
+    time_emb_proj: Option<Linear<B>>,
+    norm2: GroupNorm<B>,
+    conv2: Conv2d<B>,
+    conv_shortcut: Option<Conv2d<B>>,
+}
+
+impl ResnetBlockConfig {
+    pub(crate) fn init<B: Backend>(&self, device: &B::Device) -> ResnetBlock<B> {
+        let &Self { input, output, time, groups, eps } = self;
+        let norm = |channels| GroupNormConfig::new(groups, channels).with_eps(eps).init(device);
+        let conv = |channels| Conv2dConfig::new(channels, output, 3).with_padding(1).init(device);
+        ResnetBlock {
+            norm1: norm(input),
+            conv1: conv(input),
+            time_emb_proj: time.map(|width| LinearConfig::new(width, output).init(device)),
+            norm2: norm(output),
+            conv2: conv(output),
+            conv_shortcut: (input != output).then(|| Conv2dConfig::new(input, output, 1).init(device)),
+        }
+    }
+}
+
+impl<B: DiffusionBackend> ResnetBlock<B> {
+    /// `x` `[n, input, h, w]`, `time` `[n, width]` (after SiLU) for a block with a time embedding;
+    /// `[n, output, h, w]`.
+    pub(crate) fn forward(&self, x: Tensor<B, 4>, time: Option<&Tensor<B, 2>>) -> Tensor<B, 4> {
+        let mut hidden = self.conv1.forward(self.norm1.forward_silu(x.clone()));
+        if let (Some(projection), Some(time)) = (&self.time_emb_proj, time) {
+            let shift = projection.forward(time.clone());
+            let [n, channels] = shift.dims();
+            hidden = hidden + shift.reshape([n, channels, 1, 1]);
+        }
+        let hidden = self.conv2.forward(self.norm2.forward_silu(hidden));
+        match &self.conv_shortcut {
+            Some(shortcut) => shortcut.forward(x) + hidden,
+            None => x + hidden,
+        }
+    }
+}
+
+/// diffusers' `Downsample2D`: half the size.
+#[derive(Module, Debug)]
+pub(crate) struct Downsample<B: Backend> {
+    conv: Conv2d<B>,
+    /// Zeros on all sides (UNet); otherwise right and below alone (autoencoder).
+    symmetric: bool,
+}
+
+impl<B: Backend> Downsample<B> {
+    pub(crate) fn new(channels: usize, symmetric: bool, device: &B::Device) -> Self {
+        let padding = usize::from(symmetric);
+        let conv = Conv2dConfig::new(channels, channels, 3).with_stride(2).with_padding(padding);
+        Self { conv: conv.init(device), symmetric }
+    }
+}
+
+impl<B: DiffusionBackend> Downsample<B> {
+    /// `[n, c, h, w] -> [n, c, h / 2, w / 2]`.
+    pub(crate) fn forward(&self, x: Tensor<B, 4>) -> Tensor<B, 4> {
+        self.conv.forward(if self.symmetric { x } else { pad_right_and_bottom(x) })
+    }
+}
+
+/// diffusers' `Upsample2D`: nearest neighbour, then a convolution.
+#[derive(Module, Debug)]
+pub(crate) struct Upsample<B: Backend> {
+    conv: Conv2d<B>,
+}
+
+impl<B: Backend> Upsample<B> {
+    pub(crate) fn new(channels: usize, device: &B::Device) -> Self {
+        Self { conv: Conv2dConfig::new(channels, channels, 3).with_padding(1).init(device) }
+    }
+}
+
+impl<B: DiffusionBackend> Upsample<B> {
+    /// `[n, c, h, w] -> [n, c, size]`; twice the size unless given.
+    pub(crate) fn forward(&self, x: Tensor<B, 4>, size: Option<[usize; 2]>) -> Tensor<B, 4> {
+        let [_, _, h, w] = x.dims();
+        let size = size.unwrap_or([2 * h, 2 * w]);
+        self.conv.forward(interpolate(x, size, InterpolateOptions::new(InterpolateMode::Nearest)))
+    }
+}
+
+/// One column of zeros on the right and one row below.
+fn pad_right_and_bottom<B: Backend>(x: Tensor<B, 4>) -> Tensor<B, 4> {
+    let [n, c, h, w] = x.dims();
+    // `Tensor::pad` makes zeros of the device's default dtype, which need not be that of `x`
+    let zeros = Tensor::zeros([n, c, h + 1, w + 1], (&x.device(), x.dtype()));
+    zeros.slice_assign([0..n, 0..c, 0..h, 0..w], x)
+}

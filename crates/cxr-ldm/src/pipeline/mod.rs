@@ -1,0 +1,201 @@
+//! From a prompt to pictures.
+//!
+//! ```no_run
+//! use cxr_ldm::pipeline::{LoadOptions, Request, StableDiffusion};
+//! # type Flex = cxr_kernels::Flex;
+//!
+//! let device = Default::default();
+//! let sd = StableDiffusion::<Flex>::load("models/stable-diffusion-v1-5", LoadOptions::default(), &device)?
+//!     .with_lora("cxr.safetensors", 1.0)?;
+//! for image in sd.generate(&Request::new("Small left pleural effusion.").steps(30).seed(7))? {
+//!     image.save_png("out.png")?; // carries prompt, seed, sampler and model hash
+//! }
+//! # Ok::<(), cxr_ldm::Error>(())
+//! ```
+
+mod generate;
+mod image;
+mod noise;
+mod request;
+
+use std::path::Path;
+
+use burn::module::Module;
+use burn::tensor::{DType, Int, Tensor, TensorData, backend::Backend};
+use cxr_kernels::DiffusionBackend;
+use cxr_lora::{TEXT_ENCODER, UNET};
+
+pub use generate::Preview;
+pub use image::{Image, ImageSettings, LoraUse};
+pub use noise::ImageNoise;
+pub use request::Request;
+
+pub use crate::weights::{LoadOptions, ModelConfig, ModelFolder, ModelParts, SaveDtype};
+
+use crate::Error;
+use crate::weights::save_folder;
+
+/// A latent diffusion model, whole: text in, pictures out.
+///
+/// Generating takes `&self`: several threads may use one model at once.
+#[derive(Debug)]
+pub struct StableDiffusion<B: Backend> {
+    parts: ModelParts<B>,
+    device: B::Device,
+    lora: Vec<LoraUse>,
+}
+
+impl<B: Backend> StableDiffusion<B> {
+    /// A pipeline of parts that are in memory already, for instance while they are being trained.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] if two parts do not fit together.
+    pub fn new(parts: ModelParts<B>, device: &B::Device) -> Result<Self, Error> {
+        parts.config.validate()?;
+        Ok(Self { parts, device: device.clone(), lora: Vec::new() })
+    }
+
+    /// Loads a folder in diffusers' layout.
+    ///
+    /// # Errors
+    /// As [`ModelFolder::open`] and [`ModelFolder::load`].
+    pub fn load(path: impl AsRef<Path>, options: LoadOptions, device: &B::Device) -> Result<Self, Error> {
+        let parts = ModelFolder::open(path.as_ref())?.load(&options, device)?;
+        Self::new(parts, device)
+    }
+
+    /// Adds a LoRA adapter from a file (of any format that `cxr-lora` reads); several add up.
+    ///
+    /// `weight` is how much of it is added, 1 being what it was trained for.
+    ///
+    /// # Errors
+    /// [`Error::Lora`] if the file cannot be read or a module of it does not fit the model.
+    pub fn with_lora(mut self, path: impl AsRef<Path>, weight: f64) -> Result<Self, Error> {
+        let path = path.as_ref();
+        let (adapter, _format) = cxr_lora::read(path)?;
+        // a PEFT adapter is a folder, with its weights in a file of a fixed name
+        let file = if path.is_dir() { path.join("adapter_model.safetensors") } else { path.to_path_buf() };
+        let sha256 = cxr_core::hash::sha256_file(&file).map_err(|source| Error::Io { path: file, source })?;
+        let name = path.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned());
+        // the same file may be loaded twice, an adapter's name in the model may not
+        let unique = format!("{}-{}", self.lora.len(), name.replace('.', "-"));
+        let models: &mut [(&str, &mut dyn cxr_lora::Adaptable<B>)] =
+            &mut [(UNET, &mut self.parts.unet), (TEXT_ENCODER, &mut self.parts.text)];
+        cxr_lora::load_named(models, &adapter, &unique, weight)?;
+        self.lora.push(LoraUse { name, sha256, weight });
+        Ok(self)
+    }
+
+    /// Writes the model, without adapters, as a diffusers folder.
+    ///
+    /// # Errors
+    /// As [`save_folder`].
+    pub fn save(&self, path: impl AsRef<Path>, dtype: SaveDtype) -> Result<(), Error> {
+        let parts = &self.parts;
+        save_folder(path.as_ref(), &parts.config, &parts.text, &parts.unet, &parts.vae, dtype)
+    }
+
+    /// The parts.
+    pub fn parts(&self) -> &ModelParts<B> {
+        &self.parts
+    }
+
+    /// The parts, to be used for something else.
+    pub fn into_parts(self) -> ModelParts<B> {
+        self.parts
+    }
+
+    /// The adapters, in the order in which they were loaded.
+    pub fn lora(&self) -> &[LoraUse] {
+        &self.lora
+    }
+
+    /// Pixels per latent, along each side: 8 for Stable Diffusion.
+    pub fn vae_factor(&self) -> usize {
+        1 << self.parts.config.vae.block_out_channels.len().saturating_sub(1)
+    }
+
+    /// Width and height must be multiples of this: the autoencoder's factor times the UNet's.
+    pub fn size_unit(&self) -> usize {
+        self.vae_factor() << self.parts.config.unet.block_out_channels.len().saturating_sub(1)
+    }
+
+    /// The side of the pictures that the model was made for, in pixels.
+    pub fn default_side(&self) -> usize {
+        self.parts.config.unet.sample_size * self.vae_factor()
+    }
+
+    fn dtype(&self) -> DType {
+        self.parts.dtype.into()
+    }
+}
+
+impl<B: DiffusionBackend> StableDiffusion<B> {
+    /// The text encoder's last hidden state for some prompts, `[n, 77, d]`.
+    ///
+    /// A prompt that is too long is cut, with a warning, as diffusers does; an error if `strict`.
+    ///
+    /// # Errors
+    /// [`Error::PromptTooLong`].
+    pub fn encode_prompts(&self, prompts: &[&str], strict: bool) -> Result<Tensor<B, 3>, Error> {
+        let mut ids: Vec<i64> = Vec::new();
+        for prompt in prompts {
+            let tokens = self.parts.tokenizer.encode(prompt);
+            if tokens.truncated {
+                let (limit, found) = (tokens.ids.len(), self.parts.tokenizer.length(prompt));
+                if strict {
+                    return Err(Error::PromptTooLong { prompt: (*prompt).into(), found, limit });
+                }
+                log::warn!("prompt of {found} tokens cut to {limit}: {prompt:?}");
+            }
+            ids.extend(tokens.ids.iter().map(|&id| i64::from(id)));
+        }
+        let width = ids.len() / prompts.len().max(1);
+        let ids = TensorData::new(ids, [prompts.len(), width]);
+        Ok(self.parts.text.forward(Tensor::<B, 2, Int>::from_data(ids, &self.device)))
+    }
+
+    /// Pixels `[n, 3, h, w]`, in [-1, 1] but for overshoot, f32, of scaled latents `[n, c, h / f, w / f]`.
+    ///
+    /// A half-precision decoder can overflow: a result that is not finite is made again in f32.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`] if it is not finite in f32 either.
+    pub fn decode(&self, latents: Tensor<B, 4>) -> Result<TensorData, Error> {
+        let unscaled = latents / self.parts.config.vae.scaling_factor;
+        let pixels = to_f32(self.parts.vae.decode(unscaled.clone().cast(self.parts.dtype)));
+        if is_finite(&pixels) {
+            return Ok(pixels);
+        }
+        if self.dtype() != DType::F32 && is_finite(&to_f32(unscaled.clone())) {
+            log::warn!("the decoded picture is not finite in {:?}: decoding again in f32", self.parts.dtype);
+            let pixels = to_f32(as_f32(self.parts.vae.clone()).decode(unscaled.cast(DType::F32)));
+            if is_finite(&pixels) {
+                return Ok(pixels);
+            }
+        }
+        Err(Error::NotFinite { what: "the decoded picture".into() })
+    }
+}
+
+fn to_f32<B: Backend>(tensor: Tensor<B, 4>) -> TensorData {
+    tensor.into_data().convert::<f32>()
+}
+
+fn is_finite(data: &TensorData) -> bool {
+    data.iter::<f32>().all(f32::is_finite)
+}
+
+/// The module with its parameters in f32.
+fn as_f32<B: Backend, M: Module<B>>(module: M) -> M {
+    struct ToF32;
+    impl<B: Backend> burn::module::ModuleMapper<B> for ToF32 {
+        fn map_float<const D: usize>(
+            &mut self,
+            param: burn::module::Param<Tensor<B, D>>,
+        ) -> burn::module::Param<Tensor<B, D>> {
+            param.map(|tensor| tensor.cast(DType::F32))
+        }
+    }
+    module.map(&mut ToF32)
+}

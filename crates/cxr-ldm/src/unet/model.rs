@@ -1,0 +1,111 @@
+use burn::module::Module;
+use burn::tensor::{Int, Tensor, backend::Backend};
+use cxr_kernels::nn::{Conv2d, Conv2dConfig, GroupNorm, GroupNormConfig};
+use cxr_kernels::{DiffusionBackend, ops};
+use cxr_lora::{Adaptable, LayerMut, LayerRef};
+
+use super::block::{Attentions, DownBlock, MidBlock, UpBlock};
+use super::time::TimeEmbedding;
+use super::{Context, UNetConfig};
+
+/// The noise predictor of latent diffusion (Rombach et al. 2022): diffusers' `UNet2DConditionModel`.
+///
+/// Made by [`UNetConfig::init`]. The path of a parameter is its key in the published file.
+#[derive(Module, Debug)]
+pub struct UNet2dCondition<B: Backend> {
+    conv_in: Conv2d<B>,
+    time_embedding: TimeEmbedding<B>,
+    down_blocks: Vec<DownBlock<B>>,
+    mid_block: MidBlock<B>,
+    up_blocks: Vec<UpBlock<B>>,
+    conv_norm_out: GroupNorm<B>,
+    conv_out: Conv2d<B>,
+}
+
+impl<B: Backend> UNet2dCondition<B> {
+    pub(crate) fn new(config: &UNetConfig, device: &B::Device) -> Self {
+        let levels = config.block_out_channels.len();
+        let first = config.block_out_channels[0];
+        let conv = |input, output| Conv2dConfig::new(input, output, 3).with_padding(1).init(device);
+        Self {
+            conv_in: conv(config.in_channels, first),
+            time_embedding: TimeEmbedding::new(config, device),
+            down_blocks: (0..levels).map(|i| DownBlock::new(config, i, device)).collect(),
+            mid_block: MidBlock::new(config, device),
+            up_blocks: (0..levels).map(|i| UpBlock::new(config, i, device)).collect(),
+            conv_norm_out: GroupNormConfig::new(config.norm_num_groups, first)
+                .with_eps(config.norm_eps)
+                .init(device),
+            conv_out: conv(first, config.out_channels),
+        }
+    }
+}
+
+impl<B: DiffusionBackend> UNet2dCondition<B> {
+    /// The prediction for `latents` `[n, in_channels, h, w]` (scaled, noised) at `timesteps` `[n]`: the noise, for a
+    /// model of prediction type epsilon, `[n, out_channels, h, w]`.
+    ///
+    /// # Panics
+    /// If rows, channels or dtypes of latents, timesteps, context and weights do not fit, or the context was
+    /// prepared by a UNet of other sizes.
+    pub fn forward(
+        &self,
+        latents: Tensor<B, 4>,
+        timesteps: Tensor<B, 1, Int>,
+        context: &Context<B>,
+    ) -> Tensor<B, 4> {
+        let [n, ..] = latents.dims();
+        assert_eq!(n, timesteps.dims()[0], "rows of latents against timesteps");
+        assert_eq!(n, context.rows().unwrap_or(n), "rows of latents against context");
+        // every residual block starts with its SiLU
+        let time = ops::silu(self.time_embedding.forward(timesteps, latents.dtype()));
+        let mut context = context.reader();
+        let mut x = self.conv_in.forward(latents);
+        let mut skips = vec![x.clone()];
+        for block in &self.down_blocks {
+            x = block.forward(x, &time, &mut context, &mut skips);
+        }
+        x = self.mid_block.forward(x, &time, &mut context);
+        for block in &self.up_blocks {
+            x = block.forward(x, &time, &mut context, &mut skips);
+        }
+        self.conv_out.forward(self.conv_norm_out.forward_silu(x))
+    }
+
+    /// A context whose keys and values are computed now, once for every step that uses it.
+    ///
+    /// `hidden` is `[n, tokens, cross_attention_dim]`. It holds for the weights as they are: prepare again after an
+    /// adapter is attached, changed or trained.
+    ///
+    /// # Panics
+    /// If the width or dtype of `hidden` does not fit.
+    pub fn prepare(&self, hidden: Tensor<B, 3>) -> Context<B> {
+        let down = self.down_blocks.iter().flat_map(Attentions::cross_attentions);
+        let up = self.up_blocks.iter().flat_map(Attentions::cross_attentions);
+        let layers = down.chain(self.mid_block.cross_attentions()).chain(up);
+        Context::prepared(layers.map(|layer| layer.keys_values(hidden.clone())).collect())
+    }
+}
+
+/// The projections of all attentions and the feed-forward layers between them.
+impl<B: Backend> Adaptable<B> for UNet2dCondition<B> {
+    fn visit_layers(&self, visit: &mut dyn FnMut(&str, LayerRef<'_, B>)) {
+        for (i, block) in self.down_blocks.iter().enumerate() {
+            block.visit_layers(&format!("down_blocks.{i}"), visit);
+        }
+        self.mid_block.visit_layers("mid_block", visit);
+        for (i, block) in self.up_blocks.iter().enumerate() {
+            block.visit_layers(&format!("up_blocks.{i}"), visit);
+        }
+    }
+
+    fn visit_layers_mut(&mut self, visit: &mut dyn FnMut(&str, LayerMut<'_, B>)) {
+        for (i, block) in self.down_blocks.iter_mut().enumerate() {
+            block.visit_layers_mut(&format!("down_blocks.{i}"), visit);
+        }
+        self.mid_block.visit_layers_mut("mid_block", visit);
+        for (i, block) in self.up_blocks.iter_mut().enumerate() {
+            block.visit_layers_mut(&format!("up_blocks.{i}"), visit);
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! A LoRA training step against PEFT.
+
+use burn::backend::Autodiff;
+use burn::tensor::backend::AutodiffBackend;
+use burn::tensor::{Tensor, backend::Backend};
+use cxr_kernels::nn::parameters;
+use cxr_kernels::{DiffusionBackend, Flex};
+use cxr_ldm::scheduler::{NoiseSchedule, NoiseScheduleConfig};
+use cxr_ldm::unet::{Context, UNet2dCondition};
+
+use crate::fixture::{Reference, assert_meets, assert_misses, path, relative, unet, values};
+
+fn adapted<B: Backend>(weight: f64) -> UNet2dCondition<B> {
+    let mut model = unet::<B>();
+    let (adapter, _) = cxr_lora::read(path("adapter.safetensors")).unwrap();
+    let layers = cxr_lora::load_adapter(&mut model, &adapter, weight).unwrap();
+    assert_eq!(layers, 4 * 8, "transformers, projections of two attentions");
+    model
+}
+
+fn predict<B: DiffusionBackend>(model: &UNet2dCondition<B>, reference: &Reference) -> Tensor<B, 4> {
+    let hidden = reference.float::<B, 3>("text.hidden").slice(1..3);
+    model.forward(reference.float("unet.latents"), reference.int("unet.timesteps"), &Context::new(hidden))
+}
+
+#[test]
+fn an_adapted_prediction() {
+    let reference = Reference::open();
+    let expected = reference.values("lora.eps");
+    assert_meets("UNet with adapter", &values(predict(&adapted::<Flex>(1.0), &reference)), &expected);
+    assert_misses("UNet without adapter", &values(predict(&unet::<Flex>(), &reference)), &expected);
+    // alpha is not the rank
+    assert_misses("UNet, adapter unscaled", &values(predict(&adapted::<Flex>(0.5), &reference)), &expected);
+}
+
+#[test]
+fn a_training_step() {
+    type B = Autodiff<Flex>;
+    let reference = Reference::open();
+    let mut model = adapted::<B>(1.0);
+    cxr_lora::train_only(&mut model, cxr_lora::DEFAULT_NAME).unwrap();
+    let trainable = parameters::list::<B, _>(&model).iter().filter(|p| p.trainable).count();
+
+    let gradients = step(&model, &reference);
+    let expected = reference.names("lora.grad.");
+    assert_eq!((gradients.len(), trainable), (expected.len(), expected.len()), "the adapter's and no other");
+    let mut worst = 0.0_f64;
+    for name in &expected {
+        let ours = name
+            .replace(".lora_A.weight", ".adapters.0.lora_a")
+            .replace(".lora_B.weight", ".adapters.0.lora_b");
+        let error = relative(&gradients[&ours], &reference.values(&format!("lora.grad.{name}")));
+        worst = worst.max(error);
+        assert!(error <= crate::fixture::BAR, "gradient of {name}: relative error {error:e}");
+    }
+    println!("worst of {} gradients: relative error {worst:.1e}", expected.len());
+}
+
+/// The gradients of the loss, which is checked as well.
+fn step<B: AutodiffBackend + DiffusionBackend>(
+    model: &UNet2dCondition<B>,
+    reference: &Reference,
+) -> std::collections::BTreeMap<String, Vec<f32>> {
+    let schedule = NoiseSchedule::new(NoiseScheduleConfig::sd15()).unwrap();
+    let (latents, noise) = (reference.float::<B, 4>("lora.latents"), reference.float::<B, 4>("lora.noise"));
+    let timesteps = reference.data("lora.timesteps").to_vec::<i64>().unwrap();
+    let noised = timesteps.iter().enumerate().map(|(i, &t)| {
+        let alpha_bar = schedule.alpha_bar(t);
+        let row = |x: &Tensor<B, 4>| x.clone().slice(i..i + 1);
+        row(&latents) * alpha_bar.sqrt() + row(&noise) * (1.0 - alpha_bar).sqrt()
+    });
+    let noised = Tensor::cat(noised.collect(), 0);
+    let context = Context::new(reference.float::<B, 3>("text.hidden").slice(1..3));
+    let loss = |model: &UNet2dCondition<B>| {
+        let predicted = model.forward(noised.clone(), reference.int("lora.timesteps"), &context);
+        (predicted - noise.clone()).powi_scalar(2).mean()
+    };
+    let found = loss(model);
+    let expected = reference.values("lora.loss");
+    assert_meets("loss", &values(found.clone()), &expected);
+    assert_misses("loss without adapter", &values(loss(&unet())), &expected);
+    crate::gradients::by_path(model, &found.backward())
+}
