@@ -1,1 +1,10 @@
 //! What the example programs share.
+
+pub mod backend;
+pub mod demo;
+pub mod progress;
+pub mod report;
+
+/// Fresh pages cost convolutions more than their arithmetic: this allocator keeps them.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

@@ -133,3 +133,25 @@ pub fn seconds_text(seconds: f64) -> String {
         format!("{}:{:02}", seconds / 60, seconds % 60)
     }
 }
+
+/// Gives the stages of some work a name of one's own.
+pub struct Titled<'a> {
+    /// Where it is shown.
+    pub progress: &'a dyn Progress,
+    /// The name.
+    pub title: &'a str,
+}
+
+impl Progress for Titled<'_> {
+    fn begin(&self, _: &str, total: Option<u64>) {
+        self.progress.begin(self.title, total);
+    }
+
+    fn advance(&self, done: u64, message: &str) -> ControlFlow<()> {
+        self.progress.advance(done, message)
+    }
+
+    fn end(&self, message: &str) {
+        self.progress.end(message);
+    }
+}

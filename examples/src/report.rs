@@ -88,7 +88,7 @@ pub fn write(report: &Report, folder: &Path) -> anyhow::Result<()> {
     environment.add_template("report.html", HTML)?;
     environment.add_template("report.md", MARKDOWN)?;
     for name in ["report.html", "report.md"] {
-        let text = environment.get_template(name)?.render(&page)?;
+        let text = environment.get_template(name)?.render(minijinja::value::Serde(&page))?;
         let path = folder.join(name);
         cxr::core::atomic::write_bytes(&path, text.as_bytes())
             .with_context(|| format!("cannot write {}", path.display()))?;

@@ -22,10 +22,10 @@ pub fn write(path: impl AsRef<Path>, fill: impl FnOnce(&mut dyn Write) -> io::Re
     Ok(())
 }
 
-/// [`write`] of bytes at hand.
+/// [`write()`] of bytes at hand.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 pub fn write_bytes(path: impl AsRef<Path>, bytes: &[u8]) -> io::Result<()> {
     write(path, |writer| writer.write_all(bytes))
 }

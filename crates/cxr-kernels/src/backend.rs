@@ -182,12 +182,12 @@ pub trait DiffusionBackend: Backend {
         plain::attention_backward::<Self>(q, k, v, grad, causal)
     }
 
-    /// `[n, c, h, w] -> [n, h * w, c]`, contiguous.
+    /// `[n, c, h, w] -> [n, h * w, c]`; the default may be a view.
     fn kernel_image_to_tokens(x: FloatTensor<Self>) -> FloatTensor<Self> {
         plain::image_to_tokens::<Self>(x)
     }
 
-    /// `[n, h * w, c] -> [n, c, h, w]`, contiguous.
+    /// `[n, h * w, c] -> [n, c, h, w]`; the default may be a view.
     fn kernel_tokens_to_image(x: FloatTensor<Self>, height: usize, width: usize) -> FloatTensor<Self> {
         plain::tokens_to_image::<Self>(x, height, width)
     }

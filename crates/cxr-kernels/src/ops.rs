@@ -109,7 +109,7 @@ pub fn linear<B: DiffusionBackend, const D: usize>(
 /// 2D convolution: `x` `[n, c, h, w]`, `weight` `[out, c, kh, kw]`, `bias` `[out]`, zero `padding` on all sides.
 ///
 /// # Panics
-/// If shapes or dtypes do not fit.
+/// If shapes or dtypes do not fit, or the stride is zero.
 pub fn conv2d<B: DiffusionBackend>(
     x: Tensor<B, 4>,
     weight: Tensor<B, 4>,
@@ -120,6 +120,7 @@ pub fn conv2d<B: DiffusionBackend>(
 ) -> Tensor<B, 4> {
     let ([_, c, h, w], [out, weight_c, kh, kw]) = (x.dims(), weight.dims());
     assert_eq!(c, weight_c, "conv2d: channels of x against weight [{out}, {weight_c}, {kh}, {kw}]");
+    assert!(stride > 0, "conv2d: a stride of zero");
     assert!(
         h + 2 * padding >= kh && w + 2 * padding >= kw,
         "conv2d: a {h} x {w} image, padded by {padding}, is smaller than the {kh} x {kw} kernel"

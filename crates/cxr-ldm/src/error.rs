@@ -59,6 +59,23 @@ pub enum Error {
         source: std::io::Error,
     },
 
+    /// A weight file does not fit the model: every tensor that is missing, unexpected or of another shape.
+    #[error("{file}: {} problems: {}", .problems.len(), crate::weights::list_problems(.problems))]
+    Weights {
+        /// The weight file.
+        file: PathBuf,
+        /// All that is wrong with it.
+        problems: Vec<crate::weights::TensorProblem>,
+    },
+
+    /// A tensor file cannot be read or written; the message names it.
+    #[error(transparent)]
+    TensorFile(#[from] cxr_core::tensor_file::TensorFileError),
+
+    /// An adapter cannot be read, or does not fit the model.
+    #[error(transparent)]
+    Lora(#[from] cxr_lora::LoraError),
+
     /// A value is infinite or no number.
     #[error("{what} is not finite")]
     NotFinite {

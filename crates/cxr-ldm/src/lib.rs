@@ -6,6 +6,8 @@
 //! | [`vae`] | the autoencoder: pixels to latents and back |
 //! | [`unet`] | the denoiser: noised latents, timestep and context to noise |
 //! | [`scheduler`] | noise schedules and samplers, over any denoiser |
+//! | [`weights`] | a model's files: a folder in diffusers' layout, read strictly and written whole |
+//! | [`pipeline`] | from a prompt to pictures |
 //!
 //! Networks are generic over the backend. Their configurations read the published `config.json` files, and refuse
 //! what is not implemented; the path of a parameter is its key in the published weight files.
@@ -32,9 +34,11 @@
 mod config;
 mod error;
 mod layers;
+pub mod pipeline;
 pub mod scheduler;
 pub mod text;
 pub mod unet;
 pub mod vae;
+pub mod weights;
 
 pub use error::Error;

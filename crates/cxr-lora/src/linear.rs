@@ -2,6 +2,7 @@
 
 use burn::module::{Module, Param, ParamId};
 use burn::tensor::{DType, FloatDType, Tensor, TensorData, backend::Backend};
+use cxr_core::hash::stable_hash;
 use cxr_kernels::{DiffusionBackend, WeightCache, nn::constant_parameter, ops};
 
 use crate::weights::LoraWeights;
@@ -196,8 +197,7 @@ impl<B: DiffusionBackend> Branch<B> {
 /// The adapter's name stands in it instead of its position, so that detaching one adapter cannot hand another's
 /// optimizer state to the wrong factor.
 fn param_id(path: &str, factor: &str, adapter: &str) -> ParamId {
-    let _ = format!("{path}.{factor}.{adapter}.weight"); // TODO-HASH
-    ParamId::new()
+    ParamId::from(stable_hash(format!("{path}.{factor}.{adapter}.weight").as_bytes()))
 }
 
 pub(crate) fn to_f32<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {

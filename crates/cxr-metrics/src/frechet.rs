@@ -163,9 +163,9 @@ pub fn frechet_distance(first: &FeatureStatistics, second: &FeatureStatistics) -
 
 /// [`frechet_distance`] of two sets of features.
 ///
-/// With X and Y the centred features over sqrt(N - 1), the covariances are `X^T X` and `Y^T Y`, and the last
-/// trace is the sum of the singular values of `X Y^T`: the Gram form, exact and much cheaper for fewer
-/// images than features. It is taken when `N1 * N2 <= width^2`.
+/// With X the centred features over sqrt(N - 1), the covariance is `X^T X = R^T R`, R the triangle of `X = Q R`: the
+/// last trace is the sum of the singular values of `R1 R2^T`, without an eigenvalue problem, and without the
+/// rounding of small eigenvalues. A set of fewer images than features is its own root: `X` stands for `R`.
 ///
 /// # Errors
 /// Different widths, fewer than two images in a set, a decomposition that does not converge.
@@ -173,12 +173,9 @@ pub fn frechet_distance_of_sets(first: &FeatureSet, second: &FeatureSet) -> Resu
     first.expect_width_of(second)?;
     first.expect_at_least(2, "the first set")?;
     second.expect_at_least(2, "the second set")?;
-    if first.len() * second.len() > first.width() * first.width() {
-        return frechet_distance(&FeatureStatistics::of(first), &FeatureStatistics::of(second));
-    }
-    let (mean1, x, trace1) = centred(first);
-    let (mean2, y, trace2) = centred(second);
-    let overlap = nuclear_norm(product(x.as_ref(), y.transpose()).as_ref())?;
+    let (mean1, root1, trace1) = triangle(first);
+    let (mean2, root2, trace2) = triangle(second);
+    let overlap = nuclear_norm(product(root1.as_ref(), root2.transpose()).as_ref())?;
     Ok(assemble(&mean1, &mean2, trace1 + trace2, overlap))
 }
 
@@ -188,21 +185,33 @@ fn assemble(mean1: &[f64], mean2: &[f64], traces: f64, overlap: f64) -> f64 {
     (means + traces - 2.0 * overlap).max(0.0)
 }
 
-/// Mean `[d]`, features less the mean over sqrt(N - 1) `[N, d]`, trace of the covariance.
-fn centred(set: &FeatureSet) -> (Vec<f64>, Mat<f64>, f64) {
-    let mut x = set.matrix(0, set.len());
-    let n = set.len() as f64;
-    let scale = (n - 1.0).sqrt().recip();
-    let mut mean = vec![0.0; set.width()];
+/// Mean `[d]`, a root `[min(N, d), d]` of the covariance (`root^T root`), trace of the covariance.
+fn triangle(set: &FeatureSet) -> (Vec<f64>, Mat<f64>, f64) {
+    let (n, width) = (set.len(), set.width());
+    let mut mean = vec![0.0; width];
+    for row in set.rows() {
+        mean.iter_mut().zip(row).for_each(|(sum, x)| *sum += f64::from(*x));
+    }
+    mean.iter_mut().for_each(|sum| *sum /= n as f64);
+    let scale = (n as f64 - 1.0).sqrt().recip();
     let mut trace = 0.0;
-    for (j, mean) in mean.iter_mut().enumerate() {
-        *mean = x.col(j).iter().sum::<f64>() / n;
-        for value in x.col_mut(j).iter_mut() {
-            *value = (*value - *mean) * scale;
-            trace += *value * *value;
+    let mut root = Mat::<f64>::zeros(0, width);
+    // By blocks, each under the triangle of those before: a large set is never whole in f64. Twice the width at
+    // least, or most of the work would be done on the triangle.
+    let block = BLOCK.max(2 * width);
+    for start in (0..n).step_by(block) {
+        let (above, end) = (root.nrows(), (start + block).min(n));
+        root = Mat::from_fn(above + end - start, width, |i, j| {
+            if i < above { root[(i, j)] } else { (f64::from(set.row(start + i - above)[j]) - mean[j]) * scale }
+        });
+        for j in 0..width {
+            trace += root.col(j).iter().skip(above).map(|x| x * x).sum::<f64>();
+        }
+        if root.nrows() > width {
+            root = root.qr().thin_R().to_owned();
         }
     }
-    (mean, x, trace)
+    (mean, root, trace)
 }
 
 /// `W` `[d, r]` with `W W^T` the covariance, r its numerical rank.

@@ -111,7 +111,7 @@ pub fn load_trainable<B: Backend, M: Module<B>>(module: M, path: &Path) -> Resul
         if raw.shape != shape {
             return Err(wrong(format!("{name}: expected shape {shape:?}, found {:?}", raw.shape)));
         }
-        Ok(Some(TensorData::new(raw.to_f32(), shape.to_vec())))
+        Ok(Some(TensorData::new(raw.to_f32()?, shape.to_vec())))
     })
 }
 

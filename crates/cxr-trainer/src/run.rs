@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::Instant;
 
-use burn::module::AutodiffModule;
+use burn::module::{Module, ParamId};
 use burn::optim::{AdamW, AdamWConfig, GradientsParams, Optimizer, adaptor::OptimizerAdaptor};
 use burn::record::{BinFileRecorder, FullPrecisionSettings, Recorder};
 use burn::tensor::backend::AutodiffBackend;
@@ -257,7 +257,7 @@ impl<'a, B: AutodiffBackend, O: Objective<B>> Run<'a, B, O> {
         // A parameter without moments would start anew in silence.
         let missing = parameters::list(&self.model)
             .into_iter()
-            .find(|info| info.trainable && !record.contains_key(&info.id.into()));
+            .find(|info| info.trainable && !record.contains_key(&ParamId::from(info.id)));
         if let Some(info) = missing.filter(|_| state.step > state.not_finite as u64) {
             return Err(wrong(format!("the optimizer has no state for {}", info.path)));
         }

@@ -1,6 +1,8 @@
 //! The embedded demonstration: its data, its model, and how the model was made.
 
+pub mod autoencoder;
 pub mod joint;
+pub mod latents;
 pub mod pictures;
 pub mod thumbnails;
 

@@ -26,6 +26,14 @@ impl Picture {
     }
 }
 
+/// An 8-bit picture of grey pixels `[SIDE * SIDE]` in `[0, 1]`.
+pub fn grey_image(pixels: &[f32]) -> image::RgbImage {
+    image::RgbImage::from_fn(SIDE as u32, SIDE as u32, |x, y| {
+        let value = pixels[y as usize * SIDE + x as usize].clamp(0.0, 1.0);
+        image::Rgb([(255.0 * value).round() as u8; 3])
+    })
+}
+
 /// A thumbnail under randomization of the given strength, 0 (hardly changed) to 1 (strong).
 pub fn randomized(thumbnail: &[f32], finding: &str, strength: f32, stream: &mut Stream) -> Picture {
     let mut signed = |scale: f32| scale * (2.0 * stream.uniform() - 1.0);

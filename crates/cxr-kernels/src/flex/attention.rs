@@ -1,18 +1,15 @@
 //! Attention head by head: the scores of a few queries at a time, in the cache, and never all of them.
 
-use burn::tensor::{DType, TensorData, TensorMetadata};
+use burn::tensor::TensorMetadata;
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
+use super::elementwise::{contiguous, slice, tensor};
+use super::fast_math::{Kernel, dispatch, exp};
 use super::gemm::{Matrix, Shared, product};
 
 /// Elements of one chunk's scores: 1 MiB, so that they stay in the cache between the two products.
 const SCORE_ELEMENTS: usize = 256 * 1024;
-
-/// Whether this kernel should run.
-pub(super) fn applies(tensors: [&FlexTensor; 3]) -> bool {
-    tensors.iter().all(|t| t.dtype() == DType::F32)
-}
 
 /// The sizes of one attention.
 #[derive(Clone, Copy)]
@@ -49,49 +46,98 @@ impl Geometry {
         unsafe {
             product([count, self.keys, self.width], lhs, rhs, weights.as_mut_ptr(), self.keys, false);
         }
-        let scale = self.scale();
-        for (i, row) in weights.chunks_exact_mut(self.keys).enumerate() {
-            let seen = if self.causal { (start + i + 1).min(self.keys) } else { self.keys };
-            let (seen, hidden) = row.split_at_mut(seen);
-            softmax(seen, scale);
+        let seen = |i: usize| if self.causal { (start + i + 1).min(self.keys) } else { self.keys };
+        dispatch(Softmax { weights, keys: self.keys, scale: self.scale(), seen });
+    }
+}
+
+/// `softmax(scale * row)` of every row, in place; keys after the first `seen` of a row get zero.
+struct Softmax<'a, S> {
+    weights: &'a mut [f32],
+    keys: usize,
+    scale: f32,
+    seen: S,
+}
+
+impl<S: Fn(usize) -> usize> Kernel for Softmax<'_, S> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<const FMA: bool>(self) {
+        for (i, row) in self.weights.chunks_exact_mut(self.keys).enumerate() {
+            let (seen, hidden) = row.split_at_mut((self.seen)(i));
+            let maximum = lanes(seen, f32::NEG_INFINITY, |m, x| if x > m { x } else { m });
+            let maximum = maximum.into_iter().fold(f32::NEG_INFINITY, f32::max);
+            for x in &mut *seen {
+                *x = exp::<FMA>((*x - maximum) * self.scale);
+            }
+            let inverse = 1.0 / lanes(seen, 0.0, |sum, x| sum + x).iter().sum::<f32>();
+            for x in seen {
+                *x *= inverse;
+            }
             hidden.fill(0.0);
         }
     }
 }
 
-/// `e^x` for `x <= 0`, relative error below 2e-7; written so that the compiler can vectorize it.
-fn exp(x: f32) -> f32 {
-    // 1.5 * 2^23: adding it rounds to the nearest integer, which then stands in the low bits.
-    const ROUND: f32 = 12_582_912.0;
-    let x = x.max(-87.0);
-    let shifted = x * std::f32::consts::LOG2_E + ROUND;
-    let n = shifted - ROUND;
-    // ln 2 in two parts, so that the remainder is exact
-    let r = x - n * 0.693_359_4 + n * 2.121_944_4e-4;
-    let p = 1.0
-        + r * (1.0
-            + r * (0.5 + r * (0.166_666_55 + r * (0.041_666_47 + r * (8.333_34e-3 + r * 1.388_9e-3)))));
-    p * f32::from_bits(shifted.to_bits().wrapping_add(127) << 23)
+/// `w * (g - sum(w * g)) * scale` of every row, into `g`: the gradient through [`Softmax`].
+struct SoftmaxBackward<'a> {
+    weights: &'a [f32],
+    grad: &'a mut [f32],
+    keys: usize,
+    scale: f32,
 }
 
-/// `softmax(scale * row)` in place.
-fn softmax(row: &mut [f32], scale: f32) {
-    let maximum = row.iter().fold(f32::NEG_INFINITY, |m, x| m.max(*x));
-    row.iter_mut().for_each(|x| *x = exp((*x - maximum) * scale));
-    // Eight running sums: the compiler keeps them in one register, and the order is fixed.
-    let mut sums = [0.0_f32; 8];
-    for chunk in row.chunks(8) {
-        sums.iter_mut().zip(chunk).for_each(|(sum, x)| *sum += x);
+impl Kernel for SoftmaxBackward<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<const FMA: bool>(self) {
+        let rows = self.weights.chunks_exact(self.keys).zip(self.grad.chunks_exact_mut(self.keys));
+        for (weights, grad) in rows {
+            let (w_blocks, w_rest) = weights.as_chunks::<LANES>();
+            let (g_blocks, g_rest) = grad.as_chunks::<LANES>();
+            let mut sums = [0.0_f32; LANES];
+            for (w, g) in w_blocks.iter().zip(g_blocks) {
+                for i in 0..LANES {
+                    sums[i] += w[i] * g[i];
+                }
+            }
+            for (sum, (w, g)) in sums.iter_mut().zip(w_rest.iter().zip(g_rest)) {
+                *sum += w * g;
+            }
+            let sum: f32 = sums.iter().sum();
+            for (g, w) in grad.iter_mut().zip(weights) {
+                *g = w * (*g - sum) * self.scale;
+            }
+        }
     }
-    let inverse = 1.0 / sums.iter().sum::<f32>();
-    row.iter_mut().for_each(|x| *x *= inverse);
+}
+
+/// Running results of a row's reduction: they fill the vector units, and their order is fixed.
+const LANES: usize = 16;
+
+/// `f` over the elements of `row`, in [`LANES`] interleaved parts.
+#[inline(always)]
+fn lanes(row: &[f32], start: f32, f: impl Fn(f32, f32) -> f32) -> [f32; LANES] {
+    let (blocks, rest) = row.as_chunks::<LANES>();
+    let mut lanes = [start; LANES];
+    for block in blocks {
+        for i in 0..LANES {
+            lanes[i] = f(lanes[i], block[i]);
+        }
+    }
+    for (lane, x) in lanes.iter_mut().zip(rest) {
+        *lane = f(*lane, *x);
+    }
+    lanes
 }
 
 /// `q` `[b, heads, n, d]`, `k` and `v` `[b, heads, m, d]`: `[b, heads, n, d]`.
 pub(super) fn forward(q: FlexTensor, k: FlexTensor, v: FlexTensor, causal: bool) -> FlexTensor {
     let geometry = Geometry::new(&q, &k, causal);
     let shape = q.shape();
-    let [q, k, v] = [q, k, v].map(|t| t.to_contiguous());
+    let [q, k, v] = [q, k, v].map(contiguous);
     let (q, k, v) = (slice(&q), slice(&k), slice(&v));
     let (per_query, per_key) = (geometry.queries * geometry.width, geometry.keys * geometry.width);
     let mut out = vec![0.0_f32; q.len()];
@@ -114,7 +160,7 @@ pub(super) fn forward(q: FlexTensor, k: FlexTensor, v: FlexTensor, causal: bool)
             product(sizes, weights, Matrix::rows(v, geometry.width), to, geometry.width, false);
         }
     });
-    FlexTensor::from_data(TensorData::new(out, shape))
+    tensor(out, shape)
 }
 
 /// Gradients with respect to `q`, `k`, `v`; each head is one task, its chunks in order.
@@ -127,7 +173,7 @@ pub(super) fn backward(
 ) -> [FlexTensor; 3] {
     let geometry = Geometry::new(&q, &k, causal);
     let (q_shape, k_shape) = (q.shape(), k.shape());
-    let [q, k, v, grad] = [q, k, v, grad].map(|t| t.to_contiguous());
+    let [q, k, v, grad] = [q, k, v, grad].map(contiguous);
     let (q, k, v, grad) = (slice(&q), slice(&k), slice(&v), slice(&grad));
     let (per_query, per_key) = (geometry.queries * geometry.width, geometry.keys * geometry.width);
     let mut to_q = vec![0.0_f32; q.len()];
@@ -153,7 +199,7 @@ pub(super) fn backward(
         },
     );
     [(to_q, q_shape), (to_k, k_shape.clone()), (to_v, k_shape)]
-        .map(|(data, shape)| FlexTensor::from_data(TensorData::new(data, shape)))
+        .map(|(data, shape)| tensor(data, shape))
 }
 
 /// The operands of one head: `[n, d]`, `[m, d]`, `[m, d]`, `[n, d]`.
@@ -186,15 +232,7 @@ impl Head<'_> {
             let v = Matrix::rows(self.v, width).transposed();
             product([count, keys, width], grad, v, to_weights.as_mut_ptr(), keys, false);
         }
-        let scale = geometry.scale();
-        for (weights, to_weights) in weights.chunks_exact(keys).zip(to_weights.chunks_exact_mut(keys)) {
-            let mut sums = [0.0_f32; 8];
-            for (w, g) in weights.chunks(8).zip(to_weights.chunks(8)) {
-                sums.iter_mut().zip(w.iter().zip(g)).for_each(|(sum, (w, g))| *sum += w * g);
-            }
-            let row: f32 = sums.iter().sum();
-            to_weights.iter_mut().zip(weights).for_each(|(g, w)| *g = w * (*g - row) * scale);
-        }
+        dispatch(SoftmaxBackward { weights, grad: to_weights, keys, scale: geometry.scale() });
         let to_scores = Matrix::rows(to_weights, keys);
         // SAFETY: as above.
         unsafe {
@@ -203,10 +241,4 @@ impl Head<'_> {
             product([keys, width, count], to_scores.transposed(), q, to_k.as_mut_ptr(), width, true);
         }
     }
-}
-
-/// The elements of a contiguous f32 tensor.
-fn slice(x: &FlexTensor) -> &[f32] {
-    let start = x.layout().start_offset();
-    &x.storage::<f32>()[start..start + x.layout().num_elements()]
 }

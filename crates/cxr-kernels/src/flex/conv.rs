@@ -4,10 +4,11 @@
 //! For layers whose weights stay in the cache too. Above [`WEIGHT_LIMIT`] every tile would read all the weights
 //! from memory again, and burn's own convolution is the better one. The choice looks at the layer alone.
 
-use burn::tensor::{DType, Shape, TensorData, TensorMetadata};
+use burn::tensor::{DType, Shape, TensorMetadata};
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
+use super::elementwise::{contiguous, slice, tensor};
 use super::gemm::{Matrix, Shared, product};
 use crate::WeightCache;
 
@@ -163,8 +164,8 @@ pub(super) fn forward(
     stride: usize,
     padding: usize,
 ) -> FlexTensor {
-    let (x, weight) = (x.to_contiguous(), weight.to_contiguous());
-    let bias = bias.map(|bias| bias.to_contiguous());
+    let (x, weight) = (contiguous(x), contiguous(weight));
+    let bias = bias.map(contiguous);
     let geometry = Geometry::new(&x.shape(), &weight.shape(), stride, padding);
     let out = convolve(geometry, slice(&x), slice(&weight), bias.as_ref().map(slice));
     let [channels, height, width] = geometry.output;
@@ -212,7 +213,7 @@ pub(super) fn x_backward(
     cache: &WeightCache,
 ) -> FlexTensor {
     let geometry = Geometry::new(x_shape, &weight.shape(), stride, padding);
-    let (weight, grad) = (weight.to_contiguous(), grad.to_contiguous());
+    let (weight, grad) = (contiguous(weight), contiguous(grad));
     let [kh, kw] = geometry.kernel;
     let out = if stride == 1 && kh == kw && padding < kh {
         let rotated = rotated(&geometry, weight, cache);
@@ -234,7 +235,7 @@ pub(super) fn x_backward(
 /// `[c, out, kh, kw]`: convolving the output's gradient with them gives the input's.
 fn rotated(geometry: &Geometry, weight: FlexTensor, cache: &WeightCache) -> std::sync::Arc<Vec<f32>> {
     let (c, out, taps) = (geometry.input[0], geometry.output[0], geometry.kernel[0] * geometry.kernel[1]);
-    let same = |a: &FlexTensor, b: &FlexTensor| std::ptr::eq(slice(a), slice(b));
+    let same = |a: &FlexTensor, b: &FlexTensor| a.shape() == b.shape() && std::ptr::eq(slice(a), slice(b));
     cache.get_or_pack(weight.clone(), same, || {
         let weight = slice(&weight);
         let mut rotated = Vec::with_capacity(weight.len());
@@ -281,7 +282,7 @@ pub(super) fn weight_backward(
     stride: usize,
     padding: usize,
 ) -> FlexTensor {
-    let (x, grad) = (x.to_contiguous(), grad.to_contiguous());
+    let (x, grad) = (contiguous(x), contiguous(grad));
     let geometry = Geometry::new(&x.shape(), &weight_shape, stride, padding);
     let (x, grad) = (slice(&x), slice(&grad));
     let [channels, height, width] = geometry.output;
@@ -318,14 +319,4 @@ pub(super) fn weight_backward(
         total.iter_mut().zip(partial).for_each(|(total, partial)| *total += partial);
     }
     tensor(total, weight_shape)
-}
-
-/// The elements of a contiguous f32 tensor.
-fn slice(x: &FlexTensor) -> &[f32] {
-    let start = x.layout().start_offset();
-    &x.storage::<f32>()[start..start + x.layout().num_elements()]
-}
-
-fn tensor(data: Vec<f32>, shape: Shape) -> FlexTensor {
-    FlexTensor::from_data(TensorData::new(data, shape))
 }

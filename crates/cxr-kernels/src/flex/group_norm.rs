@@ -92,11 +92,12 @@ struct Affine<'a> {
 }
 
 impl Affine<'_> {
-    /// Scale and shift that normalize and then apply gamma and beta, for channel `c` of the group.
+    /// Scale and shift of `x - moments.centre()` that normalize and then apply gamma and beta, for channel `c` of
+    /// the group.
     #[inline(always)]
     fn of(&self, c: usize, moments: Moments) -> (f32, f32) {
         let scale = self.gamma[c] as f64 * moments.inverse;
-        (scale as f32, (self.beta[c] as f64 - moments.mean * scale) as f32)
+        (scale as f32, (self.beta[c] as f64 - moments.off_centre() * scale) as f32)
     }
 }
 
@@ -114,16 +115,16 @@ impl Kernel for Forward<'_> {
     #[inline(always)]
     fn run<const FMA: bool>(self) {
         let moments = moments(self.x, self.eps);
-        let plane = self.affine.plane;
+        let (plane, centre) = (self.affine.plane, moments.centre());
         for (c, (x, out)) in self.x.chunks_exact(plane).zip(self.out.chunks_exact_mut(plane)).enumerate() {
             let (scale, shift) = self.affine.of(c, moments);
             if self.silu {
                 for (x, out) in x.iter().zip(out) {
-                    out.write(Silu::apply::<FMA>(mul_add::<FMA>(*x, scale, shift)));
+                    out.write(Silu::apply::<FMA>(mul_add::<FMA>(x - centre, scale, shift)));
                 }
             } else {
                 for (x, out) in x.iter().zip(out) {
-                    out.write(mul_add::<FMA>(*x, scale, shift));
+                    out.write(mul_add::<FMA>(x - centre, scale, shift));
                 }
             }
         }
@@ -191,16 +192,17 @@ impl Kernel for Backward<'_> {
     /// means are known, which the first pass collects while it leaves `g` in `out`.
     #[inline(always)]
     fn run<const FMA: bool>(self) {
-        let Moments { mean, inverse } = moments(self.x, self.eps);
-        let plane = self.affine.plane;
+        let moments = moments(self.x, self.eps);
+        let Moments { mean, inverse } = moments;
+        let (plane, centre) = (self.affine.plane, moments.centre());
         let (mut along_one, mut along_h) = (0.0, 0.0);
         for (c, out) in self.out.chunks_exact_mut(plane).enumerate() {
             let of = c * plane..(c + 1) * plane;
             let (x, grad) = (&self.x[of.clone()], &self.grad[of]);
             if self.silu {
-                let (scale, shift) = self.affine.of(c, Moments { mean, inverse });
+                let (scale, shift) = self.affine.of(c, moments);
                 for ((x, grad), out) in x.iter().zip(grad).zip(&mut *out) {
-                    out.write(SiluBackward::apply::<FMA>(mul_add::<FMA>(*x, scale, shift), *grad));
+                    out.write(SiluBackward::apply::<FMA>(mul_add::<FMA>(x - centre, scale, shift), *grad));
                 }
             } else {
                 for (grad, out) in grad.iter().zip(&mut *out) {
@@ -217,14 +219,14 @@ impl Kernel for Backward<'_> {
         }
         let count = self.x.len() as f64;
         let by_x = -inverse * inverse * along_h / count;
-        let constant = (-inverse * along_one / count - by_x * mean) as f32;
+        let constant = (-inverse * along_one / count - by_x * moments.off_centre()) as f32;
         let by_x = by_x as f32;
         for (c, (out, x)) in self.out.chunks_exact_mut(plane).zip(self.x.chunks_exact(plane)).enumerate() {
             let by_g = (inverse * self.affine.gamma[c] as f64) as f32;
             // SAFETY: the first pass has written all of `out`.
             let out = unsafe { out.assume_init_mut() };
             for (out, x) in out.iter_mut().zip(x) {
-                *out = mul_add::<FMA>(*out, by_g, mul_add::<FMA>(*x, by_x, constant));
+                *out = mul_add::<FMA>(*out, by_g, mul_add::<FMA>(x - centre, by_x, constant));
             }
         }
     }

@@ -49,18 +49,20 @@ impl Kernel for Forward<'_> {
     fn run<const FMA: bool>(self) {
         let width = self.gamma.len();
         for (x, out) in self.x.chunks_exact(width).zip(self.out.chunks_exact_mut(width)) {
-            let (scale, shift) = normalizing(moments(x, self.eps));
+            let moments = moments(x, self.eps);
+            let centre = moments.centre();
+            let (scale, shift) = normalizing(moments);
             for ((x, out), (gamma, beta)) in x.iter().zip(out).zip(self.gamma.iter().zip(self.beta)) {
-                out.write(mul_add::<FMA>(mul_add::<FMA>(*x, scale, shift), *gamma, *beta));
+                out.write(mul_add::<FMA>(mul_add::<FMA>(x - centre, scale, shift), *gamma, *beta));
             }
         }
     }
 }
 
-/// Scale and shift that give zero mean and unit variance.
+/// Scale and shift of `x - moments.centre()` that give zero mean and unit variance.
 #[inline(always)]
 fn normalizing(moments: Moments) -> (f32, f32) {
-    (moments.inverse as f32, (-moments.mean * moments.inverse) as f32)
+    (moments.inverse as f32, (-moments.off_centre() * moments.inverse) as f32)
 }
 
 /// Gradients of [`forward`] with respect to `x`, `gamma`, `beta`.
@@ -116,15 +118,17 @@ impl Kernel for Backward<'_> {
         let (to_gamma, to_beta) = self.partials.split_at_mut(width);
         let rows = self.x.chunks_exact(width).zip(self.grad.chunks_exact(width));
         for ((x, grad), out) in rows.zip(self.out.chunks_exact_mut(width)) {
-            let Moments { mean, inverse } = moments(x, self.eps);
-            let (scale, shift) = normalizing(Moments { mean, inverse });
+            let moments = moments(x, self.eps);
+            let Moments { mean, inverse } = moments;
+            let centre = moments.centre();
+            let (scale, shift) = normalizing(moments);
             for (((x, grad), (to_gamma, to_beta)), (out, gamma)) in x
                 .iter()
                 .zip(grad)
                 .zip(to_gamma.iter_mut().zip(&mut *to_beta))
                 .zip(out.iter_mut().zip(self.gamma))
             {
-                *to_gamma += (grad * mul_add::<FMA>(*x, scale, shift)) as f64;
+                *to_gamma += (grad * mul_add::<FMA>(x - centre, scale, shift)) as f64;
                 *to_beta += *grad as f64;
                 out.write(grad * gamma);
             }
@@ -132,10 +136,10 @@ impl Kernel for Backward<'_> {
             let out = unsafe { out.assume_init_mut() };
             let [sum, with_x] = sums(out, x);
             let by_x = -inverse * inverse * inverse * (with_x - mean * sum) / width as f64;
-            let constant = (-inverse * sum / width as f64 - by_x * mean) as f32;
+            let constant = (-inverse * sum / width as f64 - by_x * moments.off_centre()) as f32;
             let by_x = by_x as f32;
             for (out, x) in out.iter_mut().zip(x) {
-                *out = mul_add::<FMA>(*out, scale, mul_add::<FMA>(*x, by_x, constant));
+                *out = mul_add::<FMA>(*out, scale, mul_add::<FMA>(x - centre, by_x, constant));
             }
         }
     }

@@ -145,7 +145,7 @@ impl DiffusionBackend for Flex {
     }
 
     fn kernel_attention(q: FlexTensor, k: FlexTensor, v: FlexTensor, causal: bool) -> FlexTensor {
-        if attention::applies([&q, &k, &v]) {
+        if all_f32([&q, &k, &v]) {
             return attention::forward(q, k, v, causal);
         }
         plain::attention::<Flex>(q, k, v, causal)
@@ -158,7 +158,7 @@ impl DiffusionBackend for Flex {
         grad: FlexTensor,
         causal: bool,
     ) -> [FlexTensor; 3] {
-        if attention::applies([&q, &k, &v]) {
+        if all_f32([&q, &k, &v, &grad]) {
             return attention::backward(q, k, v, grad, causal);
         }
         plain::attention_backward::<Flex>(q, k, v, grad, causal)

@@ -11,6 +11,23 @@ pub(super) struct Moments {
     pub(super) inverse: f64,
 }
 
+impl Moments {
+    /// What to take off each element first: the mean as an f32.
+    ///
+    /// The difference of two near f32 numbers is exact. `x * scale + shift` instead would lose the digits that a
+    /// mean far from zero, or a variance near zero, has in common between its two terms.
+    #[inline(always)]
+    pub(super) fn centre(self) -> f32 {
+        self.mean as f32
+    }
+
+    /// What [`centre`](Self::centre) leaves of the mean.
+    #[inline(always)]
+    pub(super) fn off_centre(self) -> f64 {
+        self.mean - self.mean as f32 as f64
+    }
+}
+
 /// The moments of `x`, in one read: squares of f32 are exact in f64, and so is what their mean loses.
 #[inline(always)]
 pub(super) fn moments(x: &[f32], eps: f64) -> Moments {

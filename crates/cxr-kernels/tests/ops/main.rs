@@ -8,7 +8,6 @@ mod contract;
 mod gradients;
 mod layouts;
 mod reference;
-mod timing;
 mod values;
 
 use burn::backend::Autodiff;

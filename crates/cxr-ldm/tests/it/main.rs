@@ -2,8 +2,11 @@
 
 mod fixture;
 mod gradients;
+mod lora;
 mod models;
+mod pipeline;
 mod scheduler;
 mod text;
 mod unet;
 mod vae;
+mod weights;

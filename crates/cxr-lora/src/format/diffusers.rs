@@ -80,7 +80,7 @@ pub(super) fn write(path: &Path, adapter: &Adapter) -> Result<()> {
                 reason: "the file could not be told from one for the unet; use `unet` or `text_encoder`",
             });
         }
-        for (key, value) in PeftConfig::describe(adapter, component)?.to_json()? {
+        for (key, value) in PeftConfig::describe(adapter, component).to_json()? {
             settings.insert(format!("{component}.{key}"), value);
         }
     }

@@ -247,18 +247,17 @@ fn read_module(
     let ([out_features, _], b) = read_factor(file, b_key, &format!("[out, {rank}]"), Some(rank))?;
     let mut alpha = rank as f64;
     if let Some(settings) = settings {
-        let (expected, scale) = settings.of(module.name.as_str());
+        let (expected, of_settings) = settings.of(module.name.as_str());
         if expected != rank {
             let expected = format!("[{expected}, in] by the adapter's settings");
             return Err(LoraError::FactorShape { key: a_key.clone(), expected, found: vec![rank, in_features] });
         }
-        alpha = scale * rank as f64;
+        alpha = of_settings;
     }
     if let Some(key) = &keys.alpha {
         alpha = read_scalar(file, key)?;
     }
-    let weights = LoraWeights { rank, in_features, out_features, alpha, a, b };
-    Ok(weights)
+    Ok(LoraWeights { rank, in_features, out_features, alpha, a, b })
 }
 
 /// A factor as a matrix: two dimensions, or four with the last two 1; `columns` many columns if that is known.
@@ -290,8 +289,14 @@ fn read_factor(
 
 fn read_scalar(file: &TensorFile, key: &str) -> Result<f64> {
     let tensor = file.read(key)?;
-    match tensor.to_f32()?[..] {
-        [value] if value.is_finite() => Ok(f64::from(value)),
+    // diffusers' converter to kohya's format writes alpha as an integer.
+    let values: Vec<f64> = if tensor.dtype.is_float() {
+        tensor.to_f32()?.into_iter().map(f64::from).collect()
+    } else {
+        tensor.to_i64()?.into_iter().map(|value| value as f64).collect()
+    };
+    match values[..] {
+        [value] if value.is_finite() => Ok(value),
         [_] => Err(LoraError::NotFinite { what: key.to_owned() }),
         _ => Err(LoraError::FactorShape {
             key: key.to_owned(),

@@ -49,7 +49,7 @@ pub(super) fn write(path: &Path, adapter: &Adapter) -> Result<()> {
         let factor = if factor == Factor::A { "lora_A" } else { "lora_B" };
         Ok(format!("{PREFIX}{}.{factor}.weight", path_of(module, Format::Peft)?))
     })?;
-    let mut config = PeftConfig::describe(adapter, component)?.to_json()?;
+    let mut config = PeftConfig::describe(adapter, component).to_json()?;
     config.insert("peft_type".to_owned(), "LORA".into());
     config.insert("task_type".to_owned(), serde_json::Value::Null);
     config.insert("inference_mode".to_owned(), true.into());

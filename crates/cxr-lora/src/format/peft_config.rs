@@ -56,19 +56,15 @@ impl PeftConfig {
         Ok(config)
     }
 
-    /// Rank, and the scale of the product, of the module at `path`.
+    /// Rank and alpha, with which the scale is `alpha / rank`, of the module at `path`.
     pub(super) fn of(&self, path: &str) -> (usize, f64) {
         let rank = find(&self.rank_pattern, path).unwrap_or(self.r);
         let alpha = find(&self.alpha_pattern, path).unwrap_or(self.lora_alpha);
-        let divisor = if self.use_rslora { (rank as f64).sqrt() } else { rank as f64 };
-        (rank, alpha / divisor)
+        (rank, if self.use_rslora { alpha * (rank as f64).sqrt() } else { alpha })
     }
 
     /// The settings of one component of `adapter`: the most common pair, and patterns for the rest.
-    ///
-    /// # Errors
-    /// If a module of the component is named by a flattened path.
-    pub(super) fn describe(adapter: &Adapter, component: &str) -> Result<Self> {
+    pub(super) fn describe(adapter: &Adapter, component: &str) -> Self {
         let modules: Vec<_> = adapter
             .modules
             .iter()
@@ -77,19 +73,27 @@ impl PeftConfig {
             .collect();
         let r = most_common(modules.iter().map(|(_, rank, _)| *rank as u64)) as usize;
         let lora_alpha = f64::from_bits(most_common(modules.iter().map(|(_, _, alpha)| alpha.to_bits())));
+        // A pattern matches tails too. Only PEFT 0.15 and later know the anchor, so it stands only where another
+        // module ends like this one.
+        let pattern = |path: &String| {
+            let is_tail = |(other, ..): &(String, usize, f64)| {
+                other.strip_suffix(path.as_str()).is_some_and(|head| head.ends_with('.'))
+            };
+            if modules.iter().any(is_tail) { format!("^{path}") } else { path.clone() }
+        };
         let ranks = modules.iter().filter(|(_, rank, _)| *rank != r);
         let alphas = modules.iter().filter(|(_, _, alpha)| *alpha != lora_alpha);
-        Ok(Self {
+        Self {
             r,
             lora_alpha,
-            rank_pattern: ranks.map(|(path, rank, _)| (path.clone(), *rank)).collect(),
-            alpha_pattern: alphas.map(|(path, _, alpha)| (path.clone(), *alpha)).collect(),
+            rank_pattern: ranks.map(|(path, rank, _)| (pattern(path), *rank)).collect(),
+            alpha_pattern: alphas.map(|(path, _, alpha)| (pattern(path), *alpha)).collect(),
             use_rslora: false,
             use_dora: false,
             target_modules: modules.into_iter().map(|(path, ..)| path).collect(),
             lora_dropout: 0.0,
             bias: no_bias(),
-        })
+        }
     }
 
     pub(super) fn to_json(&self) -> Result<Map<String, Value>> {
@@ -130,4 +134,77 @@ fn most_common(values: impl Iterator<Item = u64>) -> u64 {
     let mut counts: BTreeMap<u64, usize> = BTreeMap::new();
     values.for_each(|value| *counts.entry(value).or_default() += 1);
     counts.into_iter().rev().max_by_key(|(_, count)| *count).map_or(0, |(value, _)| value)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::weights::{LoraWeights, ModuleKey, UNET};
+
+    fn config(json: Value) -> Result<PeftConfig> {
+        PeftConfig::from_json(json, "test")
+    }
+
+    #[test]
+    fn patterns_are_tails_unless_anchored() {
+        let config = config(json!({
+            "r": 4, "lora_alpha": 8,
+            "rank_pattern": {"mid.to_q": 2, "^up.to_k": 3},
+            "alpha_pattern": {"mid\\.to_q": 1.5},
+        }))
+        .unwrap();
+        assert_eq!(config.of("mid.to_q"), (2, 1.5));
+        assert_eq!(config.of("down.mid.to_q"), (2, 1.5));
+        // a tail starts at a dot
+        assert_eq!(config.of("amid.to_q"), (4, 8.0));
+        assert_eq!(config.of("up.to_k"), (3, 8.0));
+        assert_eq!(config.of("down.up.to_k"), (4, 8.0));
+    }
+
+    #[test]
+    fn rank_stabilized_scaling_is_folded_into_alpha() {
+        let config = config(json!({"r": 16, "lora_alpha": 8, "use_rslora": true})).unwrap();
+        let (rank, alpha) = config.of("to_q");
+        // alpha / sqrt(rank) by definition
+        assert_eq!(alpha / rank as f64, 8.0 / 16.0_f64.sqrt());
+    }
+
+    #[test]
+    fn what_is_not_plain_lora_is_refused() {
+        let base = |key: &str, value: Value| {
+            let mut json = json!({"r": 4, "lora_alpha": 4});
+            json[key] = value;
+            config(json).unwrap_err().to_string()
+        };
+        assert!(base("use_dora", true.into()).contains("use_dora in test"));
+        let error = base("rank_pattern", json!({".*to_q": 2}));
+        assert!(error.contains("regular expression") && error.contains(".*to_q"), "{error}");
+        assert!(base("r", json!("four")).contains("test: "));
+        assert!(config(json!({"r": 4})).unwrap_err().to_string().contains("lora_alpha"));
+    }
+
+    /// One module's path ends like another's, with another rank: a pattern alone would match both.
+    #[test]
+    fn a_description_reads_back_as_it_was() {
+        let modules = [("to_k", 2, 0.7), ("mid.to_k", 10, 0.7), ("mid.to_q", 10, 0.7), ("up.to_q", 10, 3.0)];
+        let weights = |rank, alpha| LoraWeights {
+            rank,
+            in_features: 1,
+            out_features: 1,
+            alpha,
+            a: vec![1.0; rank],
+            b: vec![1.0; rank],
+        };
+        let modules_of = modules.map(|(path, rank, alpha)| (ModuleKey::path(UNET, path), weights(rank, alpha)));
+        let adapter = Adapter { modules: modules_of.into(), ..Adapter::default() };
+        let json = PeftConfig::describe(&adapter, UNET).to_json().unwrap();
+        assert_eq!(json["rank_pattern"], json!({"^to_k": 2}));
+        assert_eq!(json["alpha_pattern"], json!({"up.to_q": 3.0}));
+        let read = config(json.into()).unwrap();
+        for (path, rank, alpha) in modules {
+            assert_eq!(read.of(path), (rank, alpha), "{path}");
+        }
+    }
 }

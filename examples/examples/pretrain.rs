@@ -1,0 +1,264 @@
+//! Makes the embedded base model: autoencoder, text encoder and UNet, from randomized thumbnails of the training
+//! patients and procedural pictures.
+//!
+//! Every stage writes checkpoints and goes on from them, so that the command can be stopped (Ctrl-C) and given again.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use burn::module::AutodiffModule;
+use clap::Parser;
+use cxr::core::atomic;
+use cxr::core::progress::Progress;
+use cxr::dataset::contact_sheet;
+use cxr::kernels::DiffusionAutodiff;
+use cxr::kernels::nn::parameters;
+use cxr::ldm::pipeline::{ModelConfig, SaveDtype};
+use cxr::ldm::scheduler::{NoiseSchedule, NoiseScheduleConfig};
+use cxr::ldm::text::ClipTextConfig;
+use cxr::ldm::unet::UNetConfig;
+use cxr::ldm::vae::{AutoencoderKl, AutoencoderKlConfig};
+use cxr::ldm::weights::save_folder;
+use cxr::tokenizer::ClipTokenizer;
+use cxr::trainer::{
+    Diffusion, LearningRate, Reconstruction, SnrWeight, TrainConfig, Trained, initialize, train, watch,
+};
+use cxr_examples::backend::{Job, RunArgs, exit, run};
+use cxr_examples::demo::autoencoder::{AutoencoderPictures, reconstruct};
+use cxr_examples::demo::joint::TextToLatent;
+use cxr_examples::demo::pictures::grey_image;
+use cxr_examples::demo::thumbnails::Thumbnails;
+use cxr_examples::demo::{self, latents};
+use cxr_examples::progress::{Terminal, Titled, stop_on_interrupt};
+use serde_json::json;
+
+/// Trains the embedded base model from scratch.
+#[derive(Debug, Parser)]
+#[command(version, about)]
+struct Args {
+    /// Where checkpoints, logs and the model go; an interrupted run in it is continued.
+    #[arg(long, default_value = "out/pretrain")]
+    out: PathBuf,
+    /// Thumbnails in NIH's layout (labels.csv and images/); default: the embedded ones.
+    #[arg(long)]
+    data: Option<PathBuf>,
+    /// Optimizer steps of the autoencoder.
+    #[arg(long, default_value_t = 9000)]
+    autoencoder_steps: u64,
+    /// Pictures per step of the autoencoder.
+    #[arg(long, default_value_t = 8)]
+    autoencoder_batch: usize,
+    /// Highest learning rate of the autoencoder.
+    #[arg(long, default_value_t = 2e-3)]
+    autoencoder_rate: f64,
+    /// Optimizer steps of text encoder and UNet.
+    #[arg(long, default_value_t = 4000)]
+    denoiser_steps: u64,
+    /// Pictures per step of text encoder and UNet.
+    #[arg(long, default_value_t = 32)]
+    denoiser_batch: usize,
+    /// Highest learning rate of text encoder and UNet.
+    #[arg(long, default_value_t = 1e-3)]
+    denoiser_rate: f64,
+    /// Pictures in the pool that text encoder and UNet learn from.
+    #[arg(long, default_value_t = 14_400)]
+    pool: usize,
+    /// Stop after the autoencoder.
+    #[arg(long)]
+    autoencoder_only: bool,
+    /// Seed of every random number.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    stop_on_interrupt();
+    let run_args = args.run.clone();
+    exit(run(&run_args, Pretrain(args)))
+}
+
+struct Pretrain(Args);
+
+impl Job for Pretrain {
+    fn run<B: DiffusionAutodiff>(self, device: B::Device) -> Result<()> {
+        let args = &self.0;
+        let progress = Terminal::new(args.run.quiet);
+        std::fs::create_dir_all(&args.out).with_context(|| format!("cannot make {}", args.out.display()))?;
+        let data = args.data.clone().unwrap_or_else(demo::data_folder);
+        let thumbnails = Thumbnails::open(&data)?;
+        let (train, test) = (&thumbnails.split.train, &thumbnails.split.test);
+        eprintln!("{} thumbnails to train on, {} of other patients held out", train.len(), test.len());
+
+        let started = Instant::now();
+        let vae = args.autoencoder::<B>(&thumbnails, &device, &progress)?;
+        let autoencoder_seconds = started.elapsed().as_secs_f64();
+        let psnr = args.judge_autoencoder::<B>(&vae, &thumbnails, &device)?;
+        if args.autoencoder_only {
+            return Ok(());
+        }
+
+        let mut config = model_config()?;
+        let started = Instant::now();
+        let model = args.denoiser::<B>(&vae, &mut config, &thumbnails, &device, &progress)?;
+        let denoiser_seconds = started.elapsed().as_secs_f64();
+
+        let folder = args.out.join("model");
+        let model = model.valid();
+        save_folder(&folder, &config, &model.text_encoder, &model.unet, &vae.valid(), SaveDtype::F16)?;
+        let count = |(all, _): (usize, usize)| all;
+        let log = json!({
+            "command": std::env::args().skip(1).collect::<Vec<_>>().join(" "),
+            "version": env!("CARGO_PKG_VERSION"),
+            "seed": args.seed,
+            "train_thumbnails": train.len(),
+            "held_out_thumbnails": test.len(),
+            "autoencoder": {
+                "steps": args.autoencoder_steps, "batch": args.autoencoder_batch, "rate": args.autoencoder_rate,
+                "parameters": count(parameters::count(&vae.valid())),
+                "held_out_psnr_db": psnr, "seconds_of_last_start": autoencoder_seconds,
+            },
+            "denoiser": {
+                "steps": args.denoiser_steps, "batch": args.denoiser_batch, "rate": args.denoiser_rate,
+                "pool": args.pool,
+                "parameters": count(parameters::count(&model.unet)),
+                "text_encoder_parameters": count(parameters::count(&model.text_encoder)),
+                "seconds_of_last_start": denoiser_seconds,
+            },
+            "scaling_factor": config.vae.scaling_factor,
+        });
+        let text = serde_json::to_string_pretty(&log)? + "\n";
+        atomic::write_bytes(folder.join("pretrain.json"), text.as_bytes())?;
+        println!("{}", folder.display());
+        Ok(())
+    }
+}
+
+/// The sizes of the embedded model; the autoencoder's scaling factor comes later.
+fn model_config() -> Result<ModelConfig> {
+    let config = ModelConfig {
+        text: ClipTextConfig::from_json(demo::TEXT_CONFIG)?,
+        unet: UNetConfig::from_json(demo::UNET_CONFIG)?,
+        vae: AutoencoderKlConfig::from_json(demo::VAE_CONFIG)?,
+        schedule: NoiseScheduleConfig::from_json(demo::SCHEDULER_CONFIG)?,
+    };
+    config.validate()?;
+    Ok(config)
+}
+
+impl Args {
+    fn autoencoder<B: DiffusionAutodiff>(
+        &self,
+        thumbnails: &Thumbnails,
+        device: &B::Device,
+        progress: &dyn Progress,
+    ) -> Result<AutoencoderKl<B>> {
+        let config = TrainConfig {
+            steps: self.autoencoder_steps,
+            batch_size: self.autoencoder_batch,
+            learning_rate: LearningRate::cosine(self.autoencoder_rate, self.autoencoder_steps / 40),
+            clip_norm: Some(1.0),
+            ema: Some(0.998),
+            seed: self.seed,
+            ..TrainConfig::default()
+        };
+        let objective = Reconstruction::<B, _> {
+            images: AutoencoderPictures { thumbnails: thumbnails.pick(&thumbnails.split.train) },
+            edges: 1.0,
+            kl: 1e-4,
+            device: device.clone(),
+        };
+        let vae = model_config()?.vae.init::<B>(device);
+        let vae = parameters::set_trainable(initialize(vae, self.seed), |_| true);
+        let folder = self.out.join("autoencoder");
+        let trained = train(vae, &objective, &config, &folder, &Titled { progress, title: "autoencoder" })?;
+        self.finish(trained, &folder, "Autoencoder: loss")
+    }
+
+    /// Held-out PSNR, and a sheet of originals and reconstructions to look at.
+    fn judge_autoencoder<B: DiffusionAutodiff>(
+        &self,
+        vae: &AutoencoderKl<B>,
+        thumbnails: &Thumbnails,
+        device: &B::Device,
+    ) -> Result<f64> {
+        let held_out = thumbnails.pick(&thumbnails.split.test);
+        let reconstructions = reconstruct(&vae.valid(), &held_out, device);
+        let pairs: Vec<_> = held_out
+            .iter()
+            .zip(&reconstructions.pixels)
+            .step_by(8)
+            .take(16)
+            .flat_map(|(original, made)| [grey_image(original), grey_image(made)])
+            .collect();
+        let sheet = self.out.join("autoencoder.png");
+        contact_sheet(&pairs, 8).save(&sheet).with_context(|| format!("cannot write {}", sheet.display()))?;
+        eprintln!("held-out reconstructions: {:.2} dB, {}", reconstructions.psnr, sheet.display());
+        Ok(reconstructions.psnr)
+    }
+
+    fn denoiser<B: DiffusionAutodiff>(
+        &self,
+        vae: &AutoencoderKl<B>,
+        config: &mut ModelConfig,
+        thumbnails: &Thumbnails,
+        device: &B::Device,
+        progress: &dyn Progress,
+    ) -> Result<TextToLatent<B>> {
+        let tokenizer = ClipTokenizer::embedded();
+        let ids = |text: &str| {
+            Arc::new(tokenizer.encode(text).ids.iter().map(|id| i64::from(*id)).collect::<Vec<_>>())
+        };
+        let pictures: Vec<_> = latents::pool(thumbnails, self.pool, self.seed)
+            .into_iter()
+            .map(|picture| (picture.pixels, ids(&picture.caption)))
+            .collect();
+        let mut samples = latents::encode(&vae.valid(), &pictures, device, progress)?;
+        config.vae.scaling_factor = latents::scaling_factor(&samples);
+        latents::scale(&mut samples, config.vae.scaling_factor);
+        let side = config.unet.sample_size;
+        let objective = Diffusion::<B, TextToLatent<B>> {
+            samples,
+            shape: [config.vae.latent_channels, side, side],
+            alphas_cumprod: NoiseSchedule::new(config.schedule.clone())?.alphas_cumprod().to_vec(),
+            weight: SnrWeight::MinSnr(5.0),
+            dropout: 0.1,
+            unconditional: ids(""),
+            fingerprint: format!("pool {} scaled by {}", self.pool, config.vae.scaling_factor),
+            device: device.clone(),
+        };
+        let model = TextToLatent {
+            text_encoder: config.text.init::<B>(device),
+            unet: config.unet.init::<B>(device),
+        };
+        let model = parameters::set_trainable(initialize(model, self.seed), |_| true);
+        let train_config = TrainConfig {
+            steps: self.denoiser_steps,
+            batch_size: self.denoiser_batch,
+            learning_rate: LearningRate::cosine(self.denoiser_rate, self.denoiser_steps / 40),
+            clip_norm: Some(1.0),
+            ema: Some(0.998),
+            seed: self.seed,
+            ..TrainConfig::default()
+        };
+        let folder = self.out.join("denoiser");
+        let titled = Titled { progress, title: "text encoder and UNet" };
+        let trained = train(model, &objective, &train_config, &folder, &titled)?;
+        self.finish(trained, &folder, "Text encoder and UNet: loss")
+    }
+
+    /// The averaged model of a finished run, its loss curve beside it.
+    fn finish<M>(&self, trained: Trained<M>, folder: &std::path::Path, title: &str) -> Result<M> {
+        if trained.stopped {
+            bail!("stopped at step {}; the same command goes on from there", trained.step);
+        }
+        let records = watch::read(&folder.join("metrics.jsonl"))?;
+        watch::plot_loss(&records, title, &folder.join("loss.png"))?;
+        Ok(trained.averaged.unwrap_or(trained.model))
+    }
+}

@@ -1,0 +1,58 @@
+//! The backend of an example program: chosen on its command line, named to the user.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use cxr::device::{DeviceSpec, Program, built, dispatch};
+use cxr::kernels::DiffusionAutodiff;
+
+/// `--device` and `--quiet`, which every program has.
+#[derive(Debug, Clone, clap::Args)]
+pub struct RunArgs {
+    /// Device: auto, flex (CPU), cuda[:N], wgpu[:N|:cpu|:integrated], tch[:N]; what this binary was not built with is
+    /// refused.
+    #[arg(long, default_value = "auto")]
+    pub device: DeviceSpec,
+    /// Show no progress.
+    #[arg(long)]
+    pub quiet: bool,
+}
+
+/// A program over any backend, which may fail.
+pub trait Job {
+    /// Does the work.
+    ///
+    /// # Errors
+    /// Whatever goes wrong, for people to read.
+    fn run<B: DiffusionAutodiff>(self, device: B::Device) -> Result<()>;
+}
+
+/// Runs `job` on the device that was asked for, and says which that is.
+///
+/// # Errors
+/// If there is no such device, or the job fails.
+pub fn run(args: &RunArgs, job: impl Job) -> Result<()> {
+    struct Named<J>(J, bool);
+    impl<J: Job> Program for Named<J> {
+        type Output = Result<()>;
+
+        fn run<B: DiffusionAutodiff>(self, device: B::Device, name: &str) -> Result<()> {
+            if !self.1 {
+                eprintln!("device: {name} (this binary has: {})", built().join(", "));
+            }
+            self.0.run::<B>(device)
+        }
+    }
+    dispatch(args.device, Named(job, args.quiet))?
+}
+
+/// Ends `main`: prints the chain of what went wrong.
+pub fn exit(result: Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
