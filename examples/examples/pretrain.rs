@@ -28,6 +28,9 @@ use cxr::trainer::{
 };
 use cxr_examples::backend::{Job, RunArgs, exit, run};
 use cxr_examples::demo::autoencoder::{AutoencoderPictures, reconstruct};
+use cxr_examples::demo::extractor::{
+    LabelledPictures, extractor_config, judge_extractor, learnable_findings, mean_auroc, train_extractor,
+};
 use cxr_examples::demo::joint::TextToLatent;
 use cxr_examples::demo::pictures::grey_image;
 use cxr_examples::demo::thumbnails::Thumbnails;
@@ -35,7 +38,18 @@ use cxr_examples::demo::{self, latents};
 use cxr_examples::progress::{Terminal, Titled, stop_on_interrupt};
 use serde_json::json;
 
-/// Trains the embedded base model from scratch.
+/// The parts of the work; none needs the one before it but the model the autoencoder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Stage {
+    /// The small feature extractor, on the thumbnails' findings.
+    Extractor,
+    /// The autoencoder.
+    Autoencoder,
+    /// Text encoder and UNet on the autoencoder's latents, and the model's folder.
+    Model,
+}
+
+/// Trains the embedded base model and the small feature extractor from scratch.
 #[derive(Debug, Parser)]
 #[command(version, about)]
 struct Args {
@@ -66,9 +80,9 @@ struct Args {
     /// Pictures in the pool that text encoder and UNet learn from.
     #[arg(long, default_value_t = 14_400)]
     pool: usize,
-    /// Stop after the autoencoder.
-    #[arg(long)]
-    autoencoder_only: bool,
+    /// Run this stage alone (the model wants the autoencoder's checkpoints).
+    #[arg(long, value_enum)]
+    only: Option<Stage>,
     /// Seed of every random number.
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -95,11 +109,18 @@ impl Job for Pretrain {
         let (train, test) = (&thumbnails.split.train, &thumbnails.split.test);
         eprintln!("{} thumbnails to train on, {} of other patients held out", train.len(), test.len());
 
+        let wanted = |stage| args.only.is_none_or(|only| only == stage);
+        if wanted(Stage::Extractor) {
+            args.extractor::<B>(&thumbnails, &device, &progress)?;
+        }
+        if !(wanted(Stage::Autoencoder) || wanted(Stage::Model)) {
+            return Ok(());
+        }
         let started = Instant::now();
         let vae = args.autoencoder::<B>(&thumbnails, &device, &progress)?;
         let autoencoder_seconds = started.elapsed().as_secs_f64();
         let psnr = args.judge_autoencoder::<B>(&vae, &thumbnails, &device)?;
-        if args.autoencoder_only {
+        if !wanted(Stage::Model) {
             return Ok(());
         }
 
@@ -113,7 +134,7 @@ impl Job for Pretrain {
         save_folder(&folder, &config, &model.text_encoder, &model.unet, &vae.valid(), SaveDtype::F16)?;
         let count = |(all, _): (usize, usize)| all;
         let log = json!({
-            "command": std::env::args().skip(1).collect::<Vec<_>>().join(" "),
+            "command": command(),
             "version": env!("CARGO_PKG_VERSION"),
             "seed": args.seed,
             "train_thumbnails": train.len(),
@@ -139,6 +160,11 @@ impl Job for Pretrain {
     }
 }
 
+/// The arguments that this program was called with.
+fn command() -> String {
+    std::env::args().skip(1).collect::<Vec<_>>().join(" ")
+}
+
 /// The sizes of the embedded model; the autoencoder's scaling factor comes later.
 fn model_config() -> Result<ModelConfig> {
     let config = ModelConfig {
@@ -152,6 +178,34 @@ fn model_config() -> Result<ModelConfig> {
 }
 
 impl Args {
+    /// Trains the extractor, and judges it on held-out patients.
+    fn extractor<B: DiffusionAutodiff>(
+        &self,
+        thumbnails: &Thumbnails,
+        device: &B::Device,
+        progress: &dyn Progress,
+    ) -> Result<()> {
+        let findings = learnable_findings(thumbnails);
+        let pick = |positions: &[usize]| LabelledPictures::pick(thumbnails, positions, &findings);
+        let config = TrainConfig { seed: self.seed, ..extractor_config() };
+        let run = self.out.join("extractor");
+        let titled = Titled { progress, title: "extractor" };
+        let extractor =
+            train_extractor::<B>(pick(&thumbnails.split.train), &config, &run, device, &titled)?;
+        let table = judge_extractor(&extractor, &pick(&thumbnails.split.test), progress)?;
+        let folder = self.out.join("cxr-small-extractor");
+        extractor.save(&folder)?;
+        let log = json!({
+            "command": command(), "version": env!("CARGO_PKG_VERSION"), "settings": config,
+            "mean_held_out_auroc": mean_auroc(&table), "held_out_auroc": table,
+        });
+        let text = serde_json::to_string_pretty(&log)? + "\n";
+        atomic::write_bytes(folder.join("pretrain.json"), text.as_bytes())?;
+        eprintln!("held-out AUROC of the extractor, mean over findings: {:.3}", mean_auroc(&table).unwrap_or(f64::NAN));
+        println!("{}", folder.display());
+        Ok(())
+    }
+
     fn autoencoder<B: DiffusionAutodiff>(
         &self,
         thumbnails: &Thumbnails,

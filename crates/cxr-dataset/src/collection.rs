@@ -118,6 +118,9 @@ impl Collection {
     }
 
     /// One metadata row per pair, the form that dataset, pictures and metrics share.
+    ///
+    /// An extra `seed` that is a number becomes the row's; other extras that have the name of a field of the row
+    /// (a column `text` where the prompt comes from another one) are left out.
     pub fn metadata_rows(&self) -> Vec<MetadataRow> {
         let row = |pair: &Pair| MetadataRow {
             file_name: pair.name.clone(),
@@ -125,8 +128,13 @@ impl Collection {
             labels: pair.labels.iter().cloned().collect(),
             view: pair.view.clone(),
             group: pair.group.clone(),
-            seed: None,
-            extra: pair.extra.iter().map(|(key, value)| (key.clone(), value.clone().into())).collect(),
+            seed: pair.extra.get("seed").and_then(|seed| seed.trim().parse().ok()),
+            extra: pair
+                .extra
+                .iter()
+                .filter(|(key, _)| !MetadataRow::FIELDS.contains(&key.as_str()))
+                .map(|(key, value)| (key.clone(), value.clone().into()))
+                .collect(),
         };
         self.pairs.iter().map(row).collect()
     }

@@ -1,4 +1,4 @@
-//! The hot operations of latent diffusion as a [burn](burn) backend extension.
+//! The hot operations of latent diffusion as a [burn] backend extension.
 //!
 //! [`DiffusionBackend`] is a trait over burn's backends with a default body in plain burn operations for
 //! every method, so that it holds for all of them: the pure-Rust CPU backend `Flex`, the Cube backends (CUDA,

@@ -72,6 +72,10 @@ pub enum Error {
     #[error(transparent)]
     TensorFile(#[from] cxr_core::tensor_file::TensorFileError),
 
+    /// A vocabulary cannot be read; the message names the file.
+    #[error(transparent)]
+    Tokenizer(#[from] cxr_tokenizer::TokenizerError),
+
     /// An adapter cannot be read, or does not fit the model.
     #[error(transparent)]
     Lora(#[from] cxr_lora::LoraError),

@@ -128,7 +128,11 @@ impl LoraConfig {
         for o in &self.overrides {
             if !selected.iter().any(|path| target::matches(&o.pattern, path)) {
                 let first = selected.first().map(|path| (*path).to_owned());
-                return Err(LoraError::NoTarget { pattern: o.pattern.clone(), layers: selected.len(), first });
+                return Err(LoraError::NoTarget {
+                    pattern: o.pattern.clone(),
+                    layers: selected.len(),
+                    first,
+                });
             }
         }
         let chosen = layers.iter().filter(|layer| selected.contains(layer.path.as_str()));
@@ -194,7 +198,11 @@ pub fn train_only<B: Backend, M: Module<B> + Adaptable<B>>(model: &mut M, name: 
 ///
 /// # Errors
 /// As [`load_named`].
-pub fn load_adapter<B: Backend, M: Adaptable<B>>(model: &mut M, adapter: &Adapter, weight: f64) -> Result<usize> {
+pub fn load_adapter<B: Backend, M: Adaptable<B>>(
+    model: &mut M,
+    adapter: &Adapter,
+    weight: f64,
+) -> Result<usize> {
     load_named(&mut [(UNET, model)], adapter, DEFAULT_NAME, weight)
 }
 
@@ -261,7 +269,11 @@ fn match_layers<'a>(
         let Some((key, weights)) = found.get(layer.path.as_str()) else { continue };
         let shape = [weights.out_features, weights.in_features];
         if shape != layer.shape {
-            return Err(LoraError::LayerShape { module: key.to_string(), expected: layer.shape, found: shape });
+            return Err(LoraError::LayerShape {
+                module: key.to_string(),
+                expected: layer.shape,
+                found: shape,
+            });
         }
         in_order.push((layer.path.clone(), *weights));
     }
@@ -302,7 +314,11 @@ pub fn set_enabled<B: Backend, M: Adaptable<B> + ?Sized>(
 ///
 /// # Errors
 /// [`LoraError::NotAttached`], [`LoraError::Merged`], [`LoraError::Setting`] if `weight` is not finite.
-pub fn set_weight<B: Backend, M: Adaptable<B> + ?Sized>(model: &mut M, name: &str, weight: f64) -> Result<usize> {
+pub fn set_weight<B: Backend, M: Adaptable<B> + ?Sized>(
+    model: &mut M,
+    name: &str,
+    weight: f64,
+) -> Result<usize> {
     if !weight.is_finite() {
         let (setting, found) = ("weight".to_owned(), weight.to_string());
         return Err(LoraError::Setting { setting, expected: "a finite number", found });
@@ -330,7 +346,11 @@ pub fn attached<B: Backend, M: Adaptable<B> + ?Sized>(model: &M) -> Vec<String> 
 ///
 /// # Errors
 /// [`LoraError::NotAttached`], [`LoraError::NotFinite`].
-pub fn export<B: Backend, M: Adaptable<B> + ?Sized>(model: &M, name: &str, component: &str) -> Result<Adapter> {
+pub fn export<B: Backend, M: Adaptable<B> + ?Sized>(
+    model: &M,
+    name: &str,
+    component: &str,
+) -> Result<Adapter> {
     check_attached(model, name)?;
     let mut adapter = Adapter {
         provenance: Provenance {

@@ -41,7 +41,9 @@ pub enum LoraError {
     },
 
     /// A second adapter of the same name.
-    #[error("an adapter named `{name}` is already attached to `{path}`: detach it first or choose another name")]
+    #[error(
+        "an adapter named `{name}` is already attached to `{path}`: detach it first or choose another name"
+    )]
     AlreadyAttached {
         /// The adapter's name.
         name: String,

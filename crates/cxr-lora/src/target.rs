@@ -259,9 +259,8 @@ mod tests {
         let words = |alphabet: &'static [u8], longest: u32| {
             (0..=longest).flat_map(move |length| {
                 let n = alphabet.len();
-                (0..n.pow(length)).map(move |code| {
-                    (0..length).map(|i| alphabet[code / n.pow(i) % n]).collect::<Vec<u8>>()
-                })
+                (0..n.pow(length))
+                    .map(move |code| (0..length).map(|i| alphabet[code / n.pow(i) % n]).collect::<Vec<u8>>())
             })
         };
         for pattern in words(b"ab*?", 4) {

@@ -5,11 +5,16 @@
 //! covariance is singular and the distance biased upwards: read it beside the kernel distance and a
 //! real-versus-real floor at the same N.
 
+use faer::diag::Diag;
+use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::matmul::matmul;
+use faer::linalg::qr::no_pivoting::factor as qr;
+use faer::linalg::svd;
 use faer::{Accum, Mat, MatRef, Par, Side};
 
 use crate::error::{MetricsError, Result};
 use crate::features::{FeatureSet, check_finite, expect_samples, expect_size};
+use crate::resample::multiplicities;
 
 /// Rows per matrix product when a whole set is added.
 const BLOCK: usize = 1024;
@@ -164,19 +169,38 @@ pub fn frechet_distance(first: &FeatureStatistics, second: &FeatureStatistics) -
 /// [`frechet_distance`] of two sets of features.
 ///
 /// With X the centred features over sqrt(N - 1), the covariance is `X^T X = R^T R`, R the triangle of `X = Q R`: the
-/// last trace is the sum of the singular values of `R1 R2^T`, without an eigenvalue problem, and without the
-/// rounding of small eigenvalues. A set of fewer images than features is its own root: `X` stands for `R`.
+/// last trace is the sum of the singular values of `R1 R2^T`, without an eigenvalue problem and its rounding. A set
+/// of fewer images than features is its own root: `X` stands for `R`.
 ///
 /// # Errors
 /// Different widths, fewer than two images in a set, a decomposition that does not converge.
 pub fn frechet_distance_of_sets(first: &FeatureSet, second: &FeatureSet) -> Result<f64> {
+    let all = |set: &FeatureSet| (0..set.len()).collect::<Vec<usize>>();
+    frechet_distance_on(first, &all(first), second, &all(second))
+}
+
+/// [`frechet_distance_of_sets`] on some images: positions in `first` and in `second`, repetitions allowed.
+///
+/// A repeated image is one row of greater weight, so that a bootstrap sample costs its 63 % different images.
+///
+/// # Errors
+/// As [`frechet_distance_of_sets`].
+///
+/// # Panics
+/// If a position is outside its set.
+pub fn frechet_distance_on(
+    first: &FeatureSet,
+    first_positions: &[usize],
+    second: &FeatureSet,
+    second_positions: &[usize],
+) -> Result<f64> {
     first.expect_width_of(second)?;
-    first.expect_at_least(2, "the first set")?;
-    second.expect_at_least(2, "the second set")?;
-    let (mean1, root1, trace1) = triangle(first);
-    let (mean2, root2, trace2) = triangle(second);
-    let overlap = nuclear_norm(product(root1.as_ref(), root2.transpose()).as_ref())?;
-    Ok(assemble(&mean1, &mean2, trace1 + trace2, overlap))
+    expect_samples("the first set", 2, first_positions.len())?;
+    expect_samples("the second set", 2, second_positions.len())?;
+    let one = Root::of(first, &multiplicities(first_positions, first.len()));
+    let two = Root::of(second, &multiplicities(second_positions, second.len()));
+    let overlap = nuclear_norm(product(one.root.as_ref(), two.root.transpose()).as_ref())?;
+    Ok(assemble(&one.mean, &two.mean, one.trace + two.trace, overlap))
 }
 
 fn assemble(mean1: &[f64], mean2: &[f64], traces: f64, overlap: f64) -> f64 {
@@ -185,33 +209,71 @@ fn assemble(mean1: &[f64], mean2: &[f64], traces: f64, overlap: f64) -> f64 {
     (means + traces - 2.0 * overlap).max(0.0)
 }
 
-/// Mean `[d]`, a root `[min(N, d), d]` of the covariance (`root^T root`), trace of the covariance.
-fn triangle(set: &FeatureSet) -> (Vec<f64>, Mat<f64>, f64) {
-    let (n, width) = (set.len(), set.width());
-    let mut mean = vec![0.0; width];
-    for row in set.rows() {
-        mean.iter_mut().zip(row).for_each(|(sum, x)| *sum += f64::from(*x));
-    }
-    mean.iter_mut().for_each(|sum| *sum /= n as f64);
-    let scale = (n as f64 - 1.0).sqrt().recip();
-    let mut trace = 0.0;
-    let mut root = Mat::<f64>::zeros(0, width);
-    // By blocks, each under the triangle of those before: a large set is never whole in f64. Twice the width at
-    // least, or most of the work would be done on the triangle.
-    let block = BLOCK.max(2 * width);
-    for start in (0..n).step_by(block) {
-        let (above, end) = (root.nrows(), (start + block).min(n));
-        root = Mat::from_fn(above + end - start, width, |i, j| {
-            if i < above { root[(i, j)] } else { (f64::from(set.row(start + i - above)[j]) - mean[j]) * scale }
-        });
-        for j in 0..width {
-            trace += root.col(j).iter().skip(above).map(|x| x * x).sum::<f64>();
+/// Mean and covariance of a sample, the covariance as a root of it.
+struct Root {
+    /// `[d]`
+    mean: Vec<f64>,
+    /// `[min(n, d), d]` with `root^T root` the covariance, n the number of different images.
+    root: Mat<f64>,
+    /// Trace of the covariance.
+    trace: f64,
+}
+
+impl Root {
+    /// Of the images at some positions, each with how often it counts.
+    fn of(set: &FeatureSet, sample: &[(usize, f64)]) -> Self {
+        let width = set.width();
+        let n: f64 = sample.iter().map(|(_, weight)| weight).sum();
+        let mut mean = vec![0.0; width];
+        for &(i, weight) in sample {
+            mean.iter_mut().zip(set.row(i)).for_each(|(sum, x)| *sum += weight * f64::from(*x));
         }
-        if root.nrows() > width {
-            root = root.qr().thin_R().to_owned();
+        mean.iter_mut().for_each(|sum| *sum /= n);
+        let mut root = Mat::<f64>::zeros(0, width);
+        let mut trace = 0.0;
+        // By blocks, each under the triangle of those before: a large set is never whole in f64. Twice the width
+        // at least, or most of the work would be done on the triangle.
+        for block in sample.chunks(BLOCK.max(2 * width)) {
+            let above = root.nrows();
+            root.resize_with(above + block.len(), width, |_, _| 0.0);
+            for (row, &(i, weight)) in block.iter().enumerate() {
+                let scale = (weight / (n - 1.0)).sqrt();
+                for (j, (x, mean)) in set.row(i).iter().zip(&mean).enumerate() {
+                    let x = (f64::from(*x) - mean) * scale;
+                    root[(above + row, j)] = x;
+                    trace += x * x;
+                }
+            }
+            if root.nrows() > width {
+                root = triangle(root);
+            }
         }
+        Self { mean, root, trace }
     }
-    (mean, root, trace)
+}
+
+/// `R` `[d, d]` of the QR decomposition of a matrix of more rows than columns.
+fn triangle(mut matrix: Mat<f64>) -> Mat<f64> {
+    let (rows, width) = matrix.shape();
+    let par = parallelism(width);
+    let block = qr::recommended_block_size::<f64>(rows, width);
+    let mut householder = Mat::zeros(block, width);
+    let scratch = qr::qr_in_place_scratch::<f64>(rows, width, block, par, Default::default());
+    let mut memory = MemBuffer::new(scratch);
+    qr::qr_in_place(
+        matrix.as_mut(),
+        householder.as_mut(),
+        par,
+        MemStack::new(&mut memory),
+        Default::default(),
+    );
+    Mat::from_fn(width, width, |i, j| if i <= j { matrix[(i, j)] } else { 0.0 })
+}
+
+/// Threads for a decomposition of this width. A small one loses more to waiting for them than it gains, above all
+/// where a bootstrap keeps every core busy already.
+fn parallelism(width: usize) -> Par {
+    if width <= 512 { Par::Seq } else { Par::rayon(0) }
 }
 
 /// `W` `[d, r]` with `W W^T` the covariance, r its numerical rank.
@@ -228,14 +290,19 @@ fn square_root(covariance: MatRef<'_, f64>) -> Result<Mat<f64>> {
     Ok(Mat::from_fn(width, kept.len(), |i, j| vectors[(i, kept[j])] * values[kept[j]].sqrt()))
 }
 
+/// Sum of the singular values.
 fn nuclear_norm(matrix: MatRef<'_, f64>) -> Result<f64> {
-    if matrix.nrows() == 0 || matrix.ncols() == 0 {
+    let (rows, columns) = matrix.shape();
+    if rows == 0 || columns == 0 {
         return Ok(0.0);
     }
-    let values = matrix
-        .singular_values()
+    let par = parallelism(rows.max(columns));
+    let mut values = Diag::<f64>::zeros(rows.min(columns));
+    let no = svd::ComputeSvdVectors::No;
+    let mut memory = MemBuffer::new(svd::svd_scratch::<f64>(rows, columns, no, no, par, Default::default()));
+    svd::svd(matrix, values.as_mut(), None, None, par, MemStack::new(&mut memory), Default::default())
         .map_err(|_| MetricsError::Decomposition { what: "the product of two covariances" })?;
-    Ok(values.iter().sum())
+    Ok(values.column_vector().iter().sum())
 }
 
 fn trace(matrix: MatRef<'_, f64>) -> f64 {
@@ -244,7 +311,8 @@ fn trace(matrix: MatRef<'_, f64>) -> f64 {
 
 pub(crate) fn product(left: MatRef<'_, f64>, right: MatRef<'_, f64>) -> Mat<f64> {
     let mut out = Mat::zeros(left.nrows(), right.ncols());
-    matmul(&mut out, Accum::Replace, left, right, 1.0, Par::rayon(0));
+    let par = parallelism(left.nrows().max(left.ncols()).max(right.ncols()));
+    matmul(&mut out, Accum::Replace, left, right, 1.0, par);
     out
 }
 
@@ -290,11 +358,25 @@ mod tests {
     }
 
     #[test]
-    fn gram_form_agrees_with_covariances_below_full_rank() {
-        let (x, y) = (random_set("x", 12, 20, 1.0), random_set("y", 17, 20, 1.5));
-        let gram = frechet_distance_of_sets(&x, &y).unwrap();
-        let full = frechet_distance(&FeatureStatistics::of(&x), &FeatureStatistics::of(&y)).unwrap();
-        assert!((gram - full).abs() < 1e-6 * full, "{gram} against {full}");
+    fn both_forms_agree_below_full_rank_above_it_and_over_several_blocks() {
+        for (n, m, width) in [(12, 17, 20), (12, 60, 20), (200, 2500, 6)] {
+            let (x, y) = (random_set("x", n, width, 1.0), random_set("y", m, width, 1.5));
+            let roots = frechet_distance_of_sets(&x, &y).unwrap();
+            let moments = frechet_distance(&FeatureStatistics::of(&x), &FeatureStatistics::of(&y)).unwrap();
+            assert!((roots - moments).abs() < 1e-6 * moments, "{roots} against {moments}");
+        }
+    }
+
+    #[test]
+    fn repetitions_count_as_images_of_their_own() {
+        let (x, y) = (random_set("x", 40, 9, 1.0), random_set("y", 30, 9, 1.5));
+        // More and fewer different images than features.
+        for different in [25, 4] {
+            let (a, b): (Vec<_>, Vec<_>) = (0..30).map(|i| (i * 7 % different, 29 - i % different)).unzip();
+            let on = frechet_distance_on(&x, &a, &y, &b).unwrap();
+            let copied = frechet_distance_of_sets(&x.select(&a), &y.select(&b)).unwrap();
+            assert!((on - copied).abs() < 1e-10 * copied, "{on} against {copied}");
+        }
     }
 
     #[test]

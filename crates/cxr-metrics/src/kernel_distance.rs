@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{MetricsError, Result};
 use crate::features::FeatureSet;
 use crate::frechet::product;
-use crate::resample::choose;
+use crate::resample::{choose, multiplicities};
 
 /// Rows per matrix product.
 const BLOCK: usize = 512;
@@ -195,15 +195,6 @@ fn within(kernel: &Mat<f64>, weights: &[(usize, f64)]) -> f64 {
     let n: f64 = weights.iter().map(|(_, w)| w).sum();
     let same: f64 = weights.iter().map(|(_, w)| w * w).sum();
     2.0 * total / (n * n - same)
-}
-
-/// How often each image was drawn, for those that were.
-fn multiplicities(indices: &[usize], n: usize) -> Vec<(usize, f64)> {
-    let mut counts = vec![0u32; n];
-    for &index in indices {
-        counts[index] += 1;
-    }
-    counts.iter().enumerate().filter(|(_, c)| **c > 0).map(|(i, c)| (i, f64::from(*c))).collect()
 }
 
 /// Sum of the kernel over all pairs, and over pairs of equal position.

@@ -56,7 +56,7 @@ pub use error::{MetricsError, Result};
 pub use evaluation::Evaluation;
 pub use extractor::{BatchOutput, Extraction, ExtractorId, FeatureExtractor};
 pub use features::FeatureSet;
-pub use frechet::{FeatureStatistics, frechet_distance, frechet_distance_of_sets};
+pub use frechet::{FeatureStatistics, frechet_distance, frechet_distance_of_sets, frechet_distance_on};
 pub use image::{ImageSize, ImageSource, Picture, grey_pixels, resize_antialiased};
 pub use interval::{BootstrapConfig, Floor, Interval, IntervalMethod, bootstrap, real_floor};
 pub use kernel_distance::{

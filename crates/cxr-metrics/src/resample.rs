@@ -21,3 +21,15 @@ pub(crate) fn choose(stream: &mut Stream, n: usize, k: usize) -> Vec<usize> {
 pub(crate) fn with_replacement(stream: &mut Stream, n: usize) -> Vec<usize> {
     (0..n).map(|_| stream.below(n as u64) as usize).collect()
 }
+
+/// How often each position below `n` was drawn, for those that were, in their order.
+///
+/// # Panics
+/// If a position is not below `n`.
+pub(crate) fn multiplicities(indices: &[usize], n: usize) -> Vec<(usize, f64)> {
+    let mut counts = vec![0u32; n];
+    for &index in indices {
+        counts[index] += 1;
+    }
+    counts.iter().enumerate().filter(|(_, c)| **c > 0).map(|(i, c)| (i, f64::from(*c))).collect()
+}

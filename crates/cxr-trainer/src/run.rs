@@ -82,7 +82,9 @@ where
             metrics.append(&Record { samples_per_second, ..step })?;
         }
         let loss = run.state.smoothed_loss.unwrap_or(f64::NAN);
-        stopped = progress.advance(done, &format!("loss {loss:.4}")) == ControlFlow::Break(());
+        let flow = progress.advance(done, &format!("loss {loss:.4}"));
+        // after the last step there is nothing left to stop
+        stopped = flow == ControlFlow::Break(()) && done < config.steps;
         if done.is_multiple_of(config.checkpoint_every) || done == config.steps || stopped {
             run.save(folder)?;
         }

@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 
 use plotters::prelude::*;
+use plotters::style::register_font;
 use serde::{Deserialize, Serialize};
 
 use crate::TrainError;
@@ -86,6 +87,12 @@ pub fn read(path: &Path) -> Result<Vec<Record>, TrainError> {
     Ok(records)
 }
 
+/// The letters of the loss curve, so that it is drawn alike where no fonts are installed; `fonts/LICENSE` has its
+/// terms.
+const FONT: &[u8] = include_bytes!("../fonts/DejaVuSans-Latin.ttf");
+/// Its name in the plotting library's table: one of our own, which replaces no font of the embedding program.
+const FONT_NAME: &str = "cxr-trainer";
+
 /// Draws the loss over the steps, raw and smoothed (the paper's Figure 2), as PNG.
 ///
 /// # Errors
@@ -95,10 +102,11 @@ pub fn plot_loss(records: &[Record], title: &str, path: &Path) -> Result<(), Tra
     let (Some(first), Some(last)) = (records.first(), records.last()) else {
         return Err(failed("no steps".to_string()));
     };
+    register_font(FONT_NAME, FontStyle::Normal, FONT).map_err(|_| failed("its font is broken".to_string()))?;
     // The scale leaves out the few highest losses of the start, which would flatten all the rest.
     let mut sorted: Vec<f64> = records.iter().map(|r| r.loss).filter(|l| l.is_finite()).collect();
     sorted.sort_by(f64::total_cmp);
-    let top = sorted.get(sorted.len() * 98 / 100).or(sorted.last()).copied().unwrap_or(1.0) * 1.15;
+    let top = sorted.get(sorted.len() * 98 / 100).or(sorted.last()).copied().unwrap_or(1.0).max(1e-9) * 1.15;
     let draw = || -> Result<(), Box<dyn std::error::Error>> {
         let temporary = path.with_extension("part.png");
         {
@@ -108,9 +116,16 @@ pub fn plot_loss(records: &[Record], title: &str, path: &Path) -> Result<(), Tra
                 .margin(12)
                 .set_label_area_size(LabelAreaPosition::Left, 60)
                 .set_label_area_size(LabelAreaPosition::Bottom, 40)
-                .caption(title, ("sans-serif", 20))
+                .caption(title, (FONT_NAME, 20))
                 .build_cartesian_2d(first.step as f64..(last.step as f64).max(first.step as f64 + 1.0), 0.0..top)?;
-            chart.configure_mesh().x_desc("step").y_desc("loss").draw()?;
+            let label = (FONT_NAME, 14);
+            chart
+                .configure_mesh()
+                .x_desc("step")
+                .y_desc("loss")
+                .label_style(label)
+                .axis_desc_style(label)
+                .draw()?;
             let points = |value: fn(&Record) -> f64| {
                 records.iter().map(move |r| (r.step as f64, value(r).min(top))).collect::<Vec<_>>()
             };

@@ -1,6 +1,7 @@
 //! The embedded demonstration: its data, its model, and how the model was made.
 
 pub mod autoencoder;
+pub mod extractor;
 pub mod joint;
 pub mod latents;
 pub mod pictures;

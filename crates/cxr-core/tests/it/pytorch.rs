@@ -246,6 +246,17 @@ fn what_grows_without_end_is_stopped() {
     assert!(refusal(&deep).contains("found a tuple"));
     let endless = vec![b'N'; 5_000_000];
     assert!(refusal(&endless).contains("expected at most 4000000 opcodes"));
+    // one shape of 64 dimensions for very many tensors
+    let shape = sizes(&[1; 64]);
+    let arguments = tuple(&[storage("FloatStorage", "0", 4), int(0), shape.clone(), shape]);
+    let many = [
+        &b"ctorch._utils\n_rebuild_tensor\nq\x000"[..],
+        &arguments,
+        b"q\x010",
+        &b"h\x00h\x01R0".repeat(100_000),
+        b"}.",
+    ];
+    assert!(refusal(&many.concat()).contains("expected at most 4000000 sizes"));
     let large = vec![b'N'; (16 << 20) + 1];
     assert!(refusal(&large).contains("data.pkl of at most 16777216 bytes"));
 }

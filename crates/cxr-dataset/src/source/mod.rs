@@ -2,7 +2,7 @@
 //!
 //! | Source | Table | Images | Group |
 //! |---|---|---|---|
-//! | [`nih`] | `labels.csv` or `Data_Entry_2017*.csv` | `images/`, `images_0NN/images/`, the folder | patient |
+//! | [`nih`] | `labels.csv` or `Data_Entry_2017*.csv` | `images/`, `images_0NN/images/`, the folder and two levels below | patient |
 //! | [`kaggle`] | `indiana_reports.csv`, `indiana_projections.csv` | `images/images_normalized/`, `images/` | `uid` |
 //! | [`table`] | `metadata.jsonl`, `metadata.csv`, any `.csv` or `.jsonl` | beside the table | a named column |
 //!
@@ -109,6 +109,11 @@ impl ImageFolders {
             folders.push(root.into());
         }
         Self(folders)
+    }
+
+    /// Whether none of the candidates was there, so that the root itself is looked in.
+    fn is_root(&self, root: &Path) -> bool {
+        self.0 == [root]
     }
 
     /// The path of an image; the first candidate where it is nowhere, so that the error names a place.

@@ -5,7 +5,7 @@
 //! `Patient Sex`) and `Follow-up #` go to [`Pair::extra`] as `age`, `sex` and `follow_up` where the table has them.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::csv_file::{CsvFile, Row};
 use super::{ImageFolders, Intake, ReadOptions, filled, first_file};
@@ -30,12 +30,38 @@ pub fn read(folder: &Path, options: &ReadOptions) -> Result<Collection, DatasetE
     let columns = file.columns(COLUMNS)?;
     let extras: Vec<_> = EXTRAS.iter().filter_map(|(name, key)| Some((file.column(name)?, *key))).collect();
     let parts = (1..=12).map(|part| folder.join(format!("images_{part:03}/images")));
-    let images = ImageFolders::new(folder, [folder.join("images")].into_iter().chain(parts));
+    let usual = [folder.join("images")].into_iter().chain(parts);
+    let mut images = ImageFolders::new(folder, usual);
+    if images.is_root(folder) {
+        // Editions for training sort images into folders of their own, such as `train/0_normal`.
+        images = ImageFolders::new(folder, subfolders(folder, 2)?);
+    }
     let mut intake = Intake::new("nih", table.clone(), options);
     while let Some(row) = file.next() {
         intake.row(row.and_then(|row| pair(&row, columns, &extras, &table, &images, options).map(Some)))?;
     }
     intake.finish()
+}
+
+/// A folder and those within it, so many levels deep, in alphabetical order.
+fn subfolders(folder: &Path, depth: usize) -> Result<Vec<PathBuf>, DatasetError> {
+    let failed = |source| DatasetError::Read { path: folder.into(), source };
+    let mut found = vec![folder.to_owned()];
+    if depth == 0 {
+        return Ok(found);
+    }
+    let mut inner = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        if path.is_dir() {
+            inner.push(path);
+        }
+    }
+    inner.sort();
+    for folder in inner {
+        found.extend(subfolders(&folder, depth - 1)?);
+    }
+    Ok(found)
 }
 
 fn pair(

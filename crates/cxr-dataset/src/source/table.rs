@@ -209,7 +209,9 @@ fn add_labels(column: &str, value: &Value, labels: &mut LabelSet) -> Option<()> 
         },
         Value::Array(values) => {
             for value in values {
-                labels.insert(value.as_str()?.trim().to_owned());
+                labels.extend(
+                    Some(value.as_str()?.trim()).filter(|label| !label.is_empty()).map(str::to_owned),
+                );
             }
         }
         Value::Object(_) => return None,

@@ -7,7 +7,7 @@ use cxr_dataset::{
 };
 use cxr_tokenizer::ClipTokenizer;
 
-use super::workspace;
+use super::{shared, workspace, write, write_image};
 
 fn thumbnails(options: &ReadOptions) -> Collection {
     Collection::open(&workspace("examples/data/nih-chest-64"), options).unwrap()
@@ -38,6 +38,33 @@ fn the_thumbnails_are_whole_and_split_by_patient() {
     // Every finding that can be judged is on both sides.
     for label in ["Effusion", "Infiltration", "Atelectasis", "Cardiomegaly"] {
         assert!(sizes.train_per_label[label] > 0 && sizes.test_per_label[label] > 0, "{label}");
+    }
+}
+
+#[test]
+fn images_may_be_sorted_into_folders() {
+    let folder = tempfile::tempdir().unwrap();
+    let rows = "a.png,Mass,1,PA\nb.png,No Finding,2,AP\nc.png,Hernia,3,AP\n";
+    let table = format!("Image Index,Finding Labels,Patient ID,View Position\n{rows}");
+    write(folder.path(), "labels.csv", &table);
+    let places = ["a.png", "train/b.png", "test/1_abnormal/c.png"];
+    for (i, place) in places.iter().enumerate() {
+        write_image(folder.path(), place, i as u8);
+    }
+    let all = super::open(folder.path()).unwrap();
+    let found: Vec<_> = all.pairs.iter().map(|pair| pair.image.clone()).collect();
+    assert_eq!(found, places.map(|place| folder.path().join(place)));
+}
+
+#[test]
+fn the_thumbnails_are_the_same_in_the_folders_they_came_in() {
+    let Some(folder) = shared("nih-chest-64") else { return };
+    let came = Collection::open(&folder, &ReadOptions::default()).unwrap();
+    let ours = thumbnails(&ReadOptions::default());
+    assert_eq!(came.metadata_rows(), ours.metadata_rows());
+    for (came, ours) in came.pairs.iter().zip(&ours.pairs).step_by(50) {
+        let pixels = |pair: &cxr_dataset::Pair| cxr_dataset::image::load(&pair.image, &ImageOptions::new(64));
+        assert_eq!(pixels(came).unwrap(), pixels(ours).unwrap(), "{}", ours.name);
     }
 }
 

@@ -1,4 +1,4 @@
-use cxr_core::metadata::{MetadataRow, write_jsonl};
+use cxr_core::metadata::{MetadataRow, read_jsonl, write_jsonl};
 use cxr_dataset::{Collection, Columns, DatasetError, ReadOptions};
 use serde_json::json;
 
@@ -33,6 +33,29 @@ fn metadata_rows_come_back() {
     write_jsonl(folder.path().join("metadata.jsonl"), &[extra]).unwrap();
     let own = &open(folder.path()).unwrap().pairs[0].extra;
     assert_eq!((own["seed"].as_str(), own["steps"].as_str()), ("7", "30"));
+}
+
+/// What pictures were made from goes through a collection and back into a file, however often.
+#[test]
+fn rows_of_a_collection_can_be_written_and_read_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("metadata.jsonl");
+    write_image(folder.path(), "a.png", 1);
+    write(
+        folder.path(),
+        "mine.csv",
+        "file_name,report,text,seed,note\na.png,Mass.,unused,18446744073709551615,x\n",
+    );
+    let columns = Columns { text: Some("report".into()), ..Columns::default() };
+    let options = ReadOptions { columns, ..ReadOptions::default() };
+    let rows = Collection::open(&folder.path().join("mine.csv"), &options).unwrap().metadata_rows();
+    assert_eq!((rows[0].text.as_str(), rows[0].seed), ("Mass.", Some(u64::MAX)));
+    assert_eq!(rows[0].extra.keys().collect::<Vec<_>>(), ["note"]);
+    for _ in 0..2 {
+        write_jsonl(&path, &rows).unwrap();
+        assert_eq!(read_jsonl(&path).unwrap(), rows);
+        assert_eq!(open(&path).unwrap().metadata_rows(), rows);
+    }
 }
 
 #[test]

@@ -198,8 +198,7 @@ pub(super) fn backward(
             }
         },
     );
-    [(to_q, q_shape), (to_k, k_shape.clone()), (to_v, k_shape)]
-        .map(|(data, shape)| tensor(data, shape))
+    [(to_q, q_shape), (to_k, k_shape.clone()), (to_v, k_shape)].map(|(data, shape)| tensor(data, shape))
 }
 
 /// The operands of one head: `[n, d]`, `[m, d]`, `[m, d]`, `[n, d]`.

@@ -47,6 +47,16 @@ pub(super) unsafe fn filled<T>(len: usize, fill: impl FnOnce(&mut [MaybeUninit<T
     data
 }
 
+/// Elements that have been written, as what they are.
+///
+/// # Safety
+/// Every element must have been written.
+#[inline(always)]
+pub(super) unsafe fn written(data: &mut [MaybeUninit<f32>]) -> &mut [f32] {
+    // SAFETY: `MaybeUninit<f32>` lies in memory as f32 does, and the caller says that all are initialized.
+    unsafe { &mut *(std::ptr::from_mut(data) as *mut [f32]) }
+}
+
 pub(super) fn tensor(data: Vec<f32>, shape: Shape) -> FlexTensor {
     FlexTensor::from_data(TensorData::new(data, shape))
 }

@@ -9,7 +9,7 @@ use burn::tensor::{Shape, TensorMetadata};
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
-use super::elementwise::{Binary, CHUNK, Unary, contiguous, filled, slice, tensor};
+use super::elementwise::{Binary, CHUNK, Unary, contiguous, filled, slice, tensor, written};
 use super::fast_math::{Kernel, dispatch, mul_add};
 use super::moments::{Moments, moments, sums};
 use super::silu::{Silu, SiluBackward};
@@ -210,7 +210,7 @@ impl Kernel for Backward<'_> {
                 }
             }
             // SAFETY: the loops above have written all of `out`.
-            let g = unsafe { out.assume_init_ref() };
+            let g = unsafe { written(out) };
             let [sum, with_x] = sums(g, x);
             let to_gamma = (with_x - mean * sum) * inverse;
             self.partials[c] = [to_gamma, sum];
@@ -224,7 +224,7 @@ impl Kernel for Backward<'_> {
         for (c, (out, x)) in self.out.chunks_exact_mut(plane).zip(self.x.chunks_exact(plane)).enumerate() {
             let by_g = (inverse * self.affine.gamma[c] as f64) as f32;
             // SAFETY: the first pass has written all of `out`.
-            let out = unsafe { out.assume_init_mut() };
+            let out = unsafe { written(out) };
             for (out, x) in out.iter_mut().zip(x) {
                 *out = mul_add::<FMA>(*out, by_g, mul_add::<FMA>(x - centre, by_x, constant));
             }

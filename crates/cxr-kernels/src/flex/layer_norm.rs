@@ -9,7 +9,7 @@ use burn::tensor::{Shape, TensorMetadata};
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
-use super::elementwise::{CHUNK, contiguous, filled, slice, tensor};
+use super::elementwise::{CHUNK, contiguous, filled, slice, tensor, written};
 use super::fast_math::{Kernel, dispatch, mul_add};
 use super::moments::{Moments, moments, sums};
 
@@ -133,7 +133,7 @@ impl Kernel for Backward<'_> {
                 out.write(grad * gamma);
             }
             // SAFETY: the loop above has written all of `out`.
-            let out = unsafe { out.assume_init_mut() };
+            let out = unsafe { written(out) };
             let [sum, with_x] = sums(out, x);
             let by_x = -inverse * inverse * inverse * (with_x - mean * sum) / width as f64;
             let constant = (-inverse * sum / width as f64 - by_x * moments.off_centre()) as f32;

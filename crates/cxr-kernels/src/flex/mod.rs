@@ -41,7 +41,11 @@ impl DiffusionBackend for Flex {
     }
 
     fn kernel_geglu_backward(x: FlexTensor, grad: FlexTensor) -> FlexTensor {
-        if all_f32([&x, &grad]) { gelu::geglu_backward(x, grad) } else { plain::geglu_backward::<Flex>(x, grad) }
+        if all_f32([&x, &grad]) {
+            gelu::geglu_backward(x, grad)
+        } else {
+            plain::geglu_backward::<Flex>(x, grad)
+        }
     }
 
     fn kernel_group_norm(

@@ -15,7 +15,9 @@ fn ones<const D: usize>(shape: [usize; D], dtype: DType) -> Tensor<Flex, D> {
 /// Asserts that `f` panics with a message that has every one of `words`.
 #[track_caller]
 fn assert_panics<T>(words: &[&str], f: impl FnOnce() -> T) {
-    let Err(panic) = catch_unwind(AssertUnwindSafe(f)) else { panic!("no panic; expected one with {words:?}") };
+    let Err(panic) = catch_unwind(AssertUnwindSafe(f)) else {
+        panic!("no panic; expected one with {words:?}")
+    };
     let message = panic
         .downcast_ref::<String>()
         .cloned()
@@ -62,9 +64,7 @@ fn shapes_that_do_not_fit_panic_and_name_the_operation() {
     assert_panics(&["conv2d"], || ops::conv2d(image(6), ones([2, 6, 5, 5], DType::F32), None, 1, 0, &cache));
     assert_panics(&["attention"], || ops::attention(image(6), image(5), image(5), Default::default()));
     assert_panics(&["geglu", "3"], || ops::geglu(ones([2, 3], DType::F32)));
-    assert_panics(&["tokens_to_image", "6"], || {
-        ops::tokens_to_image(ones([1, 6, 2], DType::F32), 2, 2)
-    });
+    assert_panics(&["tokens_to_image", "6"], || ops::tokens_to_image(ones([1, 6, 2], DType::F32), 2, 2));
 }
 
 /// The input's gradient of a convolution whose weight is frozen: what packs weights on `Flex`.

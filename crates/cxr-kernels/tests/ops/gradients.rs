@@ -162,7 +162,8 @@ fn geglu() {
 
 #[test]
 fn group_norm() {
-    let sizes = [([2, 6, 3, 5], 3), ([1, 4, 1, 7], 4), ([3, 2, 1, 1], 1), ([2, 8, 4, 4], 2), ([1, 2, 33, 31], 1)];
+    let sizes =
+        [([2, 6, 3, 5], 3), ([1, 4, 1, 7], 4), ([3, 2, 1, 1], 1), ([2, 8, 4, 4], 2), ([1, 2, 33, 31], 1)];
     for (shape, groups) in sizes {
         for silu in [false, true] {
             let [n, c, h, w] = shape;
@@ -234,7 +235,9 @@ fn layer_norm() {
 
 #[test]
 fn linear() {
-    for (batch, tokens, input, output, biased) in [(1, 1, 1, 1, true), (2, 3, 7, 16, true), (2, 5, 33, 3, false)] {
+    for (batch, tokens, input, output, biased) in
+        [(1, 1, 1, 1, true), (2, 3, 7, 16, true), (2, 5, 33, 3, false)]
+    {
         let (rows, weight_shape) = (batch * tokens, [output, input]);
         let bias = if biased { numbers(output, 3) } else { Vec::new() };
         let arguments = [numbers(rows * input, 1), numbers(output * input, 2), bias];
@@ -249,7 +252,8 @@ fn linear() {
             },
             plain: Some((
                 &|x| {
-                    let (rows, weight) = (x[0].clone().reshape([rows, input]), x[1].clone().reshape(weight_shape));
+                    let (rows, weight) =
+                        (x[0].clone().reshape([rows, input]), x[1].clone().reshape(weight_shape));
                     let y = plain::linear::<Flex>(raw(rows), raw(weight), x.get(2).cloned().map(raw));
                     cooked::<Flex, 2>(y).flatten(0, 1)
                 },
@@ -286,16 +290,23 @@ fn check_conv2d(sizes: Conv, biased: bool) {
         },
         plain: Some((
             &|x| {
-                let (image, weight) = (raw(x[0].clone().reshape(shape)), raw(x[1].clone().reshape(weight_shape)));
+                let (image, weight) =
+                    (raw(x[0].clone().reshape(shape)), raw(x[1].clone().reshape(weight_shape)));
                 let y = plain::conv2d::<Flex>(image, weight, x.get(2).cloned().map(raw), stride, padding);
                 cooked::<Flex, 4>(y).flatten(0, 3)
             },
             &|x, grad| {
-                let (image, weight) = (raw(x[0].clone().reshape(shape)), raw(x[1].clone().reshape(weight_shape)));
+                let (image, weight) =
+                    (raw(x[0].clone().reshape(shape)), raw(x[1].clone().reshape(weight_shape)));
                 let grad = grad.reshape([shape[0], out, height, width]);
                 let g = raw(grad.clone());
-                let to_x =
-                    plain::conv2d_x_backward::<Flex>(Shape::new(shape), weight.clone(), g.clone(), stride, padding);
+                let to_x = plain::conv2d_x_backward::<Flex>(
+                    Shape::new(shape),
+                    weight.clone(),
+                    g.clone(),
+                    stride,
+                    padding,
+                );
                 let to_weight = plain::conv2d_weight_backward::<Flex>(image, weight, g, stride, padding);
                 let to_bias = x.get(2).map(|_| grad.sum_dim(0).sum_dim(2).sum_dim(3).flatten(0, 3));
                 let flat = |x| cooked::<Flex, 4>(x).flatten(0, 3);

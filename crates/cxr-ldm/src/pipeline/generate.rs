@@ -53,22 +53,22 @@ impl<B: DiffusionBackend> StableDiffusion<B> {
         on_step: &mut dyn FnMut(Preview<'_, B>) -> ControlFlow<()>,
     ) -> Result<Vec<Image>, Error> {
         let plan = self.plan(request)?;
-        let hidden = self.hidden(request)?;
         let steps = request.sampler.timesteps(&self.parts.schedule, request.steps)?.len();
         let batches = request.count.div_ceil(request.batch);
         progress.begin("pictures", Some((batches * steps) as u64));
         let mut pictures = Vec::new();
-        let mut prepared: Option<(usize, Context<B>)> = None;
+        let mut prepared: Option<(Vec<&str>, Context<B>)> = None;
         let mut stopped = false;
         for batch in 0..batches {
             let first = batch * request.batch;
             let images = first..request.count.min(first + request.batch);
-            // keys and values are made once for all batches of one size
+            let prompts: Vec<&str> = images.clone().map(|index| request.prompt(index)).collect();
+            // keys and values are made once for all batches of the same prompts
             let (_, context) = match prepared.take() {
-                Some(found) if found.0 == images.len() => prepared.insert(found),
+                Some(found) if found.0 == prompts => prepared.insert(found),
                 _ => {
-                    let context = self.parts.unet.prepare(repeat(&hidden, images.len()));
-                    prepared.insert((images.len(), context))
+                    let context = self.parts.unet.prepare(self.hidden(request, &prompts)?);
+                    prepared.insert((prompts, context))
                 }
             };
             let mut report = |step: StepInfo<'_, B>| {
@@ -96,6 +96,10 @@ impl<B: DiffusionBackend> StableDiffusion<B> {
     /// Checks the request against the model.
     fn plan(&self, request: &Request) -> Result<Plan, Error> {
         request.validate()?;
+        if request.strict_prompt {
+            let prompts = request.prompts.iter().chain([&request.negative_prompt]);
+            prompts.into_iter().try_for_each(|prompt| self.check_length(prompt, true))?;
+        }
         let side = self.default_side();
         let (width, height) = request.size.unwrap_or((side, side));
         let unit = self.size_unit();
@@ -109,11 +113,25 @@ impl<B: DiffusionBackend> StableDiffusion<B> {
         Ok(Plan { width, height, latents })
     }
 
-    /// `[2, 77, d]`: negative prompt, prompt; without guidance `[1, 77, d]`.
-    fn hidden(&self, request: &Request) -> Result<Tensor<B, 3>, Error> {
-        let prompts = [request.negative_prompt.as_str(), request.prompt.as_str()];
-        let needed = if is_guided(request) { &prompts[..] } else { &prompts[1..] };
-        self.encode_prompts(needed, request.strict_prompt)
+    /// The hidden states of a batch, `[2 n, 77, d]`: the negative prompt `n` times, then the prompts; without
+    /// guidance `[n, 77, d]`. Each text is encoded once.
+    fn hidden(&self, request: &Request, prompts: &[&str]) -> Result<Tensor<B, 3>, Error> {
+        let negative = is_guided(request).then_some(request.negative_prompt.as_str());
+        let rows: Vec<&str> = std::iter::repeat_n(negative, prompts.len())
+            .flatten()
+            .chain(prompts.iter().copied())
+            .collect();
+        let mut texts = rows.clone();
+        texts.sort_unstable();
+        texts.dedup();
+        let encoded = self.encode_prompts(&texts, request.strict_prompt)?;
+        let places: Vec<i64> = rows
+            .iter()
+            .map(|row| texts.binary_search(row).map_or(0, |place| place as i64))
+            .collect();
+        let count = places.len();
+        let places = Tensor::<B, 1, Int>::from_data(TensorData::new(places, [count]), &self.device);
+        Ok(encoded.select(0, places))
     }
 
     /// The latents of some pictures; `None` if it was stopped before the last step.
@@ -187,7 +205,7 @@ impl<B: DiffusionBackend> StableDiffusion<B> {
     fn settings(&self, request: &Request, index: usize) -> ImageSettings {
         let eta = if let Sampler::Ddim { eta } = request.sampler { eta } else { 0.0 };
         ImageSettings {
-            prompt: request.prompt.clone(),
+            prompt: request.prompt(index).into(),
             negative_prompt: request.negative_prompt.clone(),
             seed: request.seed.wrapping_add(index as u64),
             steps: request.steps,
@@ -204,11 +222,4 @@ impl<B: DiffusionBackend> StableDiffusion<B> {
 /// At guidance 1 the unconditional half cancels out.
 fn is_guided(request: &Request) -> bool {
     request.guidance != 1.0
-}
-
-/// Every row `n` times in a row: `[u, c]` becomes `[u, u, .., c, c, ..]`, the halves of a guided batch.
-fn repeat<B: Backend>(hidden: &Tensor<B, 3>, n: usize) -> Tensor<B, 3> {
-    let rows = hidden.dims()[0];
-    let row = |i: usize| hidden.clone().slice([i..i + 1]);
-    Tensor::cat((0..rows).flat_map(|i| std::iter::repeat_n(i, n)).map(row).collect(), 0)
 }

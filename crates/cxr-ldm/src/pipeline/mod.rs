@@ -140,19 +140,26 @@ impl<B: DiffusionBackend> StableDiffusion<B> {
     pub fn encode_prompts(&self, prompts: &[&str], strict: bool) -> Result<Tensor<B, 3>, Error> {
         let mut ids: Vec<i64> = Vec::new();
         for prompt in prompts {
-            let tokens = self.parts.tokenizer.encode(prompt);
-            if tokens.truncated {
-                let (limit, found) = (tokens.ids.len(), self.parts.tokenizer.length(prompt));
-                if strict {
-                    return Err(Error::PromptTooLong { prompt: (*prompt).into(), found, limit });
-                }
-                log::warn!("prompt of {found} tokens cut to {limit}: {prompt:?}");
-            }
-            ids.extend(tokens.ids.iter().map(|&id| i64::from(id)));
+            self.check_length(prompt, strict)?;
+            ids.extend(self.parts.tokenizer.encode(prompt).ids.iter().map(|&id| i64::from(id)));
         }
         let width = ids.len() / prompts.len().max(1);
         let ids = TensorData::new(ids, [prompts.len(), width]);
         Ok(self.parts.text.forward(Tensor::<B, 2, Int>::from_data(ids, &self.device)))
+    }
+
+    /// Whether a prompt is read whole: a warning if not, an error if `strict`.
+    fn check_length(&self, prompt: &str, strict: bool) -> Result<(), Error> {
+        let tokens = self.parts.tokenizer.encode(prompt);
+        if !tokens.truncated {
+            return Ok(());
+        }
+        let (limit, found) = (tokens.ids.len(), self.parts.tokenizer.length(prompt));
+        if strict {
+            return Err(Error::PromptTooLong { prompt: prompt.into(), found, limit });
+        }
+        log::warn!("prompt of {found} tokens cut to {limit}: {prompt:?}");
+        Ok(())
     }
 
     /// Pixels `[n, 3, h, w]`, in [-1, 1] but for overshoot, f32, of scaled latents `[n, c, h / f, w / f]`.

@@ -3,7 +3,7 @@
 use crate::Error;
 use crate::scheduler::Sampler;
 
-/// A prompt and how to make pictures of it.
+/// Prompts and how to make pictures of them.
 ///
 /// | Setting | Default | Range |
 /// |---|---|---|
@@ -18,8 +18,8 @@ use crate::scheduler::Sampler;
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Request {
-    /// What the picture shows.
-    pub prompt: String,
+    /// What the pictures show: picture `i` has prompt `i`, and the first again after the last. Never empty.
+    pub prompts: Vec<String>,
     /// What it does not show: takes the place of the empty prompt in guidance.
     pub negative_prompt: String,
     /// Denoising steps: quality saturates at 20 to 30 with DPM-Solver++, at about 50 with DDIM.
@@ -44,7 +44,7 @@ impl Request {
     /// One picture of `prompt` with the default settings.
     pub fn new(prompt: impl Into<String>) -> Self {
         Self {
-            prompt: prompt.into(),
+            prompts: vec![prompt.into()],
             negative_prompt: String::new(),
             steps: 30,
             guidance: 7.5,
@@ -55,6 +55,17 @@ impl Request {
             batch: 1,
             strict_prompt: false,
         }
+    }
+
+    /// One picture of each prompt with the default settings.
+    pub fn each<P: Into<String>>(prompts: impl IntoIterator<Item = P>) -> Self {
+        let prompts: Vec<String> = prompts.into_iter().map(Into::into).collect();
+        Self { count: prompts.len(), prompts, ..Self::new("") }
+    }
+
+    /// The prompt of picture `index`.
+    pub(crate) fn prompt(&self, index: usize) -> &str {
+        &self.prompts[index % self.prompts.len()]
     }
 
     /// Sets the negative prompt.
@@ -115,7 +126,8 @@ impl Request {
         {
             return wrong("eta", eta.to_string(), "0 to 1");
         }
-        for (setting, value) in [("count", self.count), ("batch", self.batch)] {
+        let numbers = [("prompts", self.prompts.len()), ("count", self.count), ("batch", self.batch)];
+        for (setting, value) in numbers {
             if value == 0 {
                 return wrong(setting, "0".into(), "1 or more");
             }

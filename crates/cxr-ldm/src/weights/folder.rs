@@ -185,7 +185,7 @@ impl ModelFolder {
     ///
     /// # Errors
     /// As [`config`](Self::config), and [`Error::Weights`], [`Error::NotFinite`] and [`Error::TensorFile`] for what
-    /// is wrong with a weight file.
+    /// is wrong with a weight file, [`Error::Tokenizer`] for what is wrong with the vocabulary.
     pub fn load<B: Backend>(&self, options: &LoadOptions, device: &B::Device) -> Result<ModelParts<B>, Error> {
         let parts = self.config()?.init::<B>(device)?;
         let file = |component| self.weight_file(component, options.variant.as_deref());
@@ -226,9 +226,16 @@ impl ModelFolder {
         })
     }
 
-    /// The folder's own vocabulary if it has one, else the embedded one of CLIP.
+    /// The folder's own vocabulary (`tokenizer/vocab.json`, `tokenizer/merges.txt`) if it has one, else the embedded
+    /// one of CLIP, which is the same in all published models.
     fn tokenizer(&self) -> Result<ClipTokenizer, Error> {
-        Ok(ClipTokenizer::embedded())
+        let folder = self.root.join("tokenizer");
+        let (vocab, merges) = (folder.join("vocab.json"), folder.join("merges.txt"));
+        if !vocab.exists() && !merges.exists() {
+            return Ok(ClipTokenizer::embedded());
+        }
+        // one without the other is a copy that broke off: the error names the file that is missing
+        Ok(ClipTokenizer::from_files(vocab, merges)?)
     }
 }
 

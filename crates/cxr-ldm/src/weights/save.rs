@@ -28,8 +28,9 @@ pub enum SaveDtype {
 
 /// Writes a diffusers folder, which this crate and diffusers load.
 ///
-/// Only base weights are written, adapters are not (they have files of their own). The folder appears whole or
-/// not at all, in the place of an older model.
+/// Only base weights are written: adapters are not (they have files of their own), nor is the vocabulary, so that a
+/// model with another than CLIP's needs its folder `tokenizer` copied. The folder appears whole or not at all, in the
+/// place of an older model.
 ///
 /// # Errors
 /// [`Error::NotFinite`] naming a tensor with a NaN or an infinity, or one that f16 cannot hold; [`Error::Folder`]

@@ -240,6 +240,30 @@ fn folders_of_another_kind_are_refused() {
 }
 
 #[test]
+fn the_folders_own_vocabulary_is_used() {
+    use cxr_tokenizer::vocabulary::{MERGES_TXT, VOCAB_JSON};
+    let (_guard, path) = saved(SaveDtype::F32);
+    let ids = || load(&path).unwrap().parts().tokenizer.encode("pleural effusion").ids;
+    let embedded = ids();
+    let folder = path.join("tokenizer");
+    fs::create_dir(&folder).unwrap();
+    assert_eq!(ids(), embedded, "an empty folder is none");
+    fs::write(folder.join("vocab.json"), VOCAB_JSON).unwrap();
+    let error = refusal(&path);
+    assert!(error.contains("merges.txt"), "{error}");
+    fs::write(folder.join("merges.txt"), MERGES_TXT).unwrap();
+    assert_eq!(ids(), embedded);
+
+    // a vocabulary that merges nothing spells words out
+    fs::write(folder.join("merges.txt"), "#version: 0.2\n").unwrap();
+    assert_ne!(ids(), embedded);
+    assert_eq!(ids().iter().position(|&id| id == 49407), Some(1 + "pleuraleffusion".len()));
+    fs::write(folder.join("vocab.json"), "{").unwrap();
+    let error = refusal(&path);
+    assert!(error.contains("vocab.json"), "{error}");
+}
+
+#[test]
 fn missing_weights_name_the_files_that_would_do() {
     let (_guard, path) = saved(SaveDtype::F32);
     fs::remove_file(path.join(TEXT)).unwrap();

@@ -18,9 +18,8 @@ pub(super) fn parse(key: &str) -> Option<Parsed> {
         "alpha" => Factor::Alpha,
         _ => return None,
     };
-    let (component, name) = PREFIXES
-        .iter()
-        .find_map(|(prefix, component)| Some((*component, stem.strip_prefix(prefix)?)))?;
+    let (component, name) =
+        PREFIXES.iter().find_map(|(prefix, component)| Some((*component, stem.strip_prefix(prefix)?)))?;
     let (format, name) = match from_ldm(name) {
         Some(name) => (Format::KohyaLdm, name),
         None => (Format::Kohya, name.to_owned()),

@@ -182,9 +182,9 @@ fn recognize(path: &Path, names: &[String]) -> Result<(Format, Vec<(String, Pars
         let keys = names.iter().take(4).map(|name| format!("`{name}`")).collect();
         return Err(LoraError::UnknownFormat { path: path.to_owned(), total: names.len(), keys });
     };
-    let (known, unknown): (Vec<_>, Vec<_>) = parsed.into_iter().partition(|(_, parsed)| {
-        parsed.as_ref().is_some_and(|parsed| parsed.format.mixes_with(format))
-    });
+    let (known, unknown): (Vec<_>, Vec<_>) = parsed
+        .into_iter()
+        .partition(|(_, parsed)| parsed.as_ref().is_some_and(|parsed| parsed.format.mixes_with(format)));
     if !unknown.is_empty() {
         let keys = unknown.iter().map(|(name, _)| format!("`{name}`")).collect();
         return Err(LoraError::UnknownKeys { path: path.to_owned(), format, recognized: known.len(), keys });
@@ -250,7 +250,11 @@ fn read_module(
         let (expected, of_settings) = settings.of(module.name.as_str());
         if expected != rank {
             let expected = format!("[{expected}, in] by the adapter's settings");
-            return Err(LoraError::FactorShape { key: a_key.clone(), expected, found: vec![rank, in_features] });
+            return Err(LoraError::FactorShape {
+                key: a_key.clone(),
+                expected,
+                found: vec![rank, in_features],
+            });
         }
         alpha = of_settings;
     }

@@ -28,17 +28,15 @@ pub(super) fn settings(weights: &Path) -> Result<BTreeMap<String, PeftConfig>> {
     let text =
         std::fs::read_to_string(&path).map_err(|source| LoraError::Io { path: path.clone(), source })?;
     let what = path.display().to_string();
-    let json = serde_json::from_str(&text).map_err(|source| LoraError::Json { what: what.clone(), source })?;
+    let json =
+        serde_json::from_str(&text).map_err(|source| LoraError::Json { what: what.clone(), source })?;
     let config = PeftConfig::from_json(json, &what)?;
     Ok([UNET, crate::TEXT_ENCODER].map(|component| (component.to_owned(), config.clone())).into())
 }
 
 pub(super) fn write(path: &Path, adapter: &Adapter) -> Result<()> {
-    let refuse = |reason| LoraError::CannotWrite {
-        module: path.display().to_string(),
-        format: Format::Peft,
-        reason,
-    };
+    let refuse =
+        |reason| LoraError::CannotWrite { module: path.display().to_string(), format: Format::Peft, reason };
     let [component] = adapter.components()[..] else {
         return Err(refuse("a PEFT folder holds the adapter of one model; split the components"));
     };

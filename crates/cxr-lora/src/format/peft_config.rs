@@ -38,8 +38,8 @@ impl PeftConfig {
     /// # Errors
     /// If an entry is missing or of another type, or asks for what is not plain LoRA; `what` stands in the error.
     pub(super) fn from_json(json: Value, what: &str) -> Result<Self> {
-        let config: Self =
-            serde_json::from_value(json).map_err(|source| LoraError::Json { what: what.to_owned(), source })?;
+        let config: Self = serde_json::from_value(json)
+            .map_err(|source| LoraError::Json { what: what.to_owned(), source })?;
         let wrong = |setting: &str, expected, found: &str| LoraError::Setting {
             setting: format!("{setting} in {what}"),
             expected,
@@ -197,7 +197,8 @@ mod tests {
             a: vec![1.0; rank],
             b: vec![1.0; rank],
         };
-        let modules_of = modules.map(|(path, rank, alpha)| (ModuleKey::path(UNET, path), weights(rank, alpha)));
+        let modules_of =
+            modules.map(|(path, rank, alpha)| (ModuleKey::path(UNET, path), weights(rank, alpha)));
         let adapter = Adapter { modules: modules_of.into(), ..Adapter::default() };
         let json = PeftConfig::describe(&adapter, UNET).to_json().unwrap();
         assert_eq!(json["rank_pattern"], json!({"^to_k": 2}));

@@ -103,7 +103,8 @@ fn block_names_of_the_original_code() {
         }
     }
     // No attention: the convolution at the entry, a downsampler, a residual block.
-    for other in ["input_blocks_0_1_x", "input_blocks_3_1_x", "input_blocks_1_0_in_layers_2", "input_blocks_x_1_y"]
+    for other in
+        ["input_blocks_0_1_x", "input_blocks_3_1_x", "input_blocks_1_0_in_layers_2", "input_blocks_x_1_y"]
     {
         let (format, module, _) = parsed(&format!("lora_unet_{other}.alpha"));
         assert_eq!((format, module), (Format::Kohya, format!("unet.{other}")));

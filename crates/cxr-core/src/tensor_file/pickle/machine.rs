@@ -12,6 +12,8 @@ use super::value::{Global, Loaded, Node, Storage, Tensor, Value};
 const MAX_OPCODES: usize = 4_000_000;
 /// PyTorch's own limit.
 const MAX_DIMENSIONS: usize = 64;
+/// Of all shapes and strides together: one tuple can be the shape of many tensors, each of which keeps a copy.
+const MAX_SIZES: usize = 4_000_000;
 
 /// What is wrong at a position.
 #[derive(Debug)]
@@ -31,6 +33,7 @@ pub(super) fn load(bytes: &[u8], start: usize) -> std::result::Result<Loaded<'_>
         marks: Vec::new(),
         memo: HashMap::new(),
         nodes: Vec::new(),
+        sizes: 0,
     };
     for _ in 0..MAX_OPCODES {
         let position = machine.position;
@@ -51,6 +54,8 @@ struct Machine<'a> {
     marks: Vec<usize>,
     memo: HashMap<u64, Value>,
     nodes: Vec<Node<'a>>,
+    /// How many sizes the tensors have so far.
+    sizes: usize,
 }
 
 impl<'a> Machine<'a> {
@@ -292,12 +297,16 @@ impl<'a> Machine<'a> {
         Ok(Value::Node(self.nodes.len() - 1))
     }
 
-    fn tensor(&self, storage: Value, offset: Value, shape: Value, strides: Value) -> Result<Tensor> {
+    fn tensor(&mut self, storage: Value, offset: Value, shape: Value, strides: Value) -> Result<Tensor> {
         let storage = match (storage, self.node(storage)) {
             (Value::Node(index), Some(Node::Storage(_))) => index,
             _ => return Err("expected the storage of a tensor".to_string()),
         };
         let (shape, strides) = (self.sizes(shape)?, self.sizes(strides)?);
+        self.sizes += shape.len() + strides.len();
+        if self.sizes > MAX_SIZES {
+            return Err(format!("expected at most {MAX_SIZES} sizes of all tensors together"));
+        }
         if shape.len() != strides.len() {
             return Err(format!("shape {shape:?} and strides {strides:?} differ in dimensions"));
         }

@@ -1,0 +1,78 @@
+//! Lines about a run, and their picture.
+
+use std::fs;
+use std::path::Path;
+
+use cxr_trainer::watch::{Metrics, Record, plot_loss, read};
+
+fn record(step: u64) -> Record {
+    let loss = 1.0 / step as f64 + 0.2 * (step as f64).sin().abs();
+    Record {
+        step,
+        epoch: step / 7,
+        loss,
+        smoothed: 1.0 / step as f64 + 0.1,
+        learning_rate: 1e-4,
+        gradient_norm: 3.0,
+        samples_per_second: 2.5,
+    }
+}
+
+fn write(path: &Path, steps: impl IntoIterator<Item = u64>) {
+    let mut metrics = Metrics::open(path, 0).unwrap();
+    steps.into_iter().for_each(|step| metrics.append(&record(step)).unwrap());
+}
+
+#[test]
+fn a_last_line_that_was_cut_off_is_left_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("metrics.jsonl");
+    write(&path, [10, 20, 30]);
+    let whole = fs::read_to_string(&path).unwrap();
+    let expected = [record(10), record(20), record(30)];
+    assert_eq!(read(&path).unwrap(), expected);
+    let last = whole.lines().last().unwrap();
+    for length in 1..last.len() {
+        fs::write(&path, format!("{whole}{}", &last[..length])).unwrap();
+        assert_eq!(read(&path).unwrap(), expected, "{length} bytes of the last line");
+    }
+    // a run that goes on from step 20 drops what came later, and appends whole lines
+    let mut metrics = Metrics::open(&path, 20).unwrap();
+    metrics.append(&record(40)).unwrap();
+    assert_eq!(read(&path).unwrap(), [record(10), record(20), record(40)]);
+    let error = read(&folder.path().join("nothing.jsonl")).unwrap_err().to_string();
+    assert!(error.contains("nothing.jsonl"), "{error}");
+}
+
+#[test]
+fn the_loss_curve_is_a_picture() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("loss.png");
+    let records: Vec<Record> = (1..200).map(|i| record(10 * i)).collect();
+    plot_loss(&records, "Loss of a test", &path).unwrap();
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left beside it");
+    let decoder = png::Decoder::new(std::io::BufReader::new(fs::File::open(&path).unwrap()));
+    let mut reader = decoder.read_info().unwrap();
+    let mut pixels = vec![0; reader.output_buffer_size().unwrap()];
+    let info = reader.next_frame(&mut pixels).unwrap();
+    assert_eq!((info.width, info.height, info.color_type), (900, 480, png::ColorType::Rgb));
+    let count = |color: [u8; 3]| pixels.chunks_exact(3).filter(|pixel| *pixel == color).count();
+    assert!(count([170, 195, 225]) > 500, "the loss");
+    assert!(count([20, 70, 140]) > 500, "the smoothed loss");
+    // letters: dark pixels above the plot, where the title is
+    let title = pixels.chunks_exact(3).take(900 * 36).filter(|pixel| pixel.iter().all(|v| *v < 100)).count();
+    assert!(title > 100, "{title} dark pixels in the title");
+}
+
+#[test]
+fn pictures_that_cannot_be_drawn_are_errors() {
+    let folder = tempfile::tempdir().unwrap();
+    let error = plot_loss(&[], "x", &folder.path().join("loss.png")).unwrap_err().to_string();
+    assert!(error.contains("no steps") && error.contains("loss.png"), "{error}");
+    let nowhere = folder.path().join("nowhere/loss.png");
+    assert!(plot_loss(&[record(10)], "x", &nowhere).unwrap_err().to_string().contains("nowhere"));
+    // one point, and a loss of nothing but zeros, are no curve but no reason to fail either
+    plot_loss(&[record(10)], "x", &folder.path().join("one.png")).unwrap();
+    let flat = [Record { loss: 0.0, smoothed: 0.0, ..record(10) }, Record { loss: 0.0, smoothed: 0.0, ..record(20) }];
+    plot_loss(&flat, "x", &folder.path().join("flat.png")).unwrap();
+}
