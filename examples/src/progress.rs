@@ -3,7 +3,7 @@
 use std::io::IsTerminal;
 use std::ops::ControlFlow;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use cxr::core::progress::Progress;
@@ -153,5 +153,35 @@ impl Progress for Titled<'_> {
 
     fn end(&self, message: &str) {
         self.progress.end(message);
+    }
+}
+
+/// Counts the stages of some work as the steps of one: for many short ones in a row.
+pub struct Counting<'a> {
+    progress: &'a dyn Progress,
+    done: AtomicU64,
+}
+
+impl<'a> Counting<'a> {
+    /// Begins a stage of `total` stages.
+    pub fn begin(progress: &'a dyn Progress, title: &str, total: u64) -> Self {
+        progress.begin(title, Some(total));
+        Self { progress, done: AtomicU64::new(0) }
+    }
+
+    /// Ends it.
+    pub fn finish(self, message: &str) {
+        self.progress.end(message);
+    }
+}
+
+impl Progress for Counting<'_> {
+    fn advance(&self, _: u64, _: &str) -> ControlFlow<()> {
+        self.progress.advance(self.done.load(Ordering::SeqCst), "")
+    }
+
+    fn end(&self, _: &str) {
+        // a stop that is asked for here is heard at the next step
+        let _ = self.progress.advance(self.done.fetch_add(1, Ordering::SeqCst) + 1, "");
     }
 }

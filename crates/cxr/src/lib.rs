@@ -57,12 +57,11 @@
 //! with the backend of a device; a program that knows its backend names it.
 //!
 //! ```
-//! use burn::tensor::{Int, Tensor};
+//! use burn::tensor::{ElementConversion, Int, Tensor};
 //! use cxr::device::{DeviceSpec, Program, dispatch};
 //! use cxr::kernels::DiffusionAutodiff;
-//! use cxr::ldm::text::ClipTextConfig;
+//! use cxr::ldm::{text::ClipTextConfig, unet::UNetConfig};
 //! use cxr::lora::{LoraConfig, attach, train_only};
-//! use cxr::ldm::unet::UNetConfig;
 //!
 //! struct Loss;
 //!
@@ -79,7 +78,7 @@
 //!         let timesteps = Tensor::<B, 1, Int>::from_ints([981, 1], &device);
 //!         let loss = (unet.forward(latents, timesteps, &context) - noise).powi_scalar(2).mean();
 //!         let _gradients = loss.backward(); // of the adapter, and of nothing else
-//!         loss.into_scalar()
+//!         loss.into_scalar().elem()
 //!     }
 //! }
 //!

@@ -14,42 +14,42 @@ use cxr::ldm::pipeline::{LoadOptions, ModelFolder, ModelParts, StableDiffusion};
 use cxr::ldm::unet::UNet2dCondition;
 use cxr::lora::{self, Format, LoraConfig, Provenance, UNET};
 use cxr::trainer::{Diffusion, LatentSample, LearningRate, SnrWeight, TrainConfig, train, watch};
-use cxr_examples::demo::latents;
+use cxr_examples::demo::{latents, thumbnails::Thumbnails};
 use cxr_examples::progress::Titled;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::{Args, Data, stage};
+use crate::{Args, stage};
 
 /// The adapter's name in the model while it learns.
 const NAME: &str = "default";
 
 /// What the fine-tuning made.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Finetuned {
+pub(crate) struct Finetuned {
     /// The adapter.
-    pub file: PathBuf,
+    pub(crate) file: PathBuf,
     /// The loss curve.
-    pub curve: PathBuf,
+    pub(crate) curve: PathBuf,
     /// Layers with an adapter.
-    pub layers: usize,
+    pub(crate) layers: usize,
     /// Parameters that learnt.
-    pub parameters: usize,
+    pub(crate) parameters: usize,
     /// Parameters of the UNet without the adapter.
-    pub unet_parameters: usize,
+    pub(crate) unet_parameters: usize,
     /// Hash of the base model's weights.
-    pub model_hash: String,
+    pub(crate) model_hash: String,
     /// Smoothed loss at the end.
-    pub loss: f64,
+    pub(crate) loss: f64,
 }
 
 /// Text embeddings of a prompt `[tokens * width]`, and their shape.
 type Condition = (Arc<Vec<f32>>, [usize; 2]);
 
 /// Trains the adapter, or finds it trained.
-pub fn finetune<B: DiffusionAutodiff>(
+pub(crate) fn finetune<B: DiffusionAutodiff>(
     args: &Args,
-    data: &Data,
+    data: &Thumbnails,
     model: &Path,
     device: &B::Device,
     progress: &dyn Progress,
@@ -121,7 +121,7 @@ pub fn finetune<B: DiffusionAutodiff>(
 /// needed after this.
 fn objective<B: DiffusionAutodiff>(
     args: &Args,
-    data: &Data,
+    data: &Thumbnails,
     parts: ModelParts<B>,
     device: &B::Device,
     progress: &dyn Progress,

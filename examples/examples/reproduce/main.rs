@@ -19,7 +19,7 @@ use clap::Parser;
 use cxr::kernels::DiffusionAutodiff;
 use cxr::metrics::small::SmallExtractor;
 use cxr_examples::backend::{Job, RunArgs, exit, run};
-use cxr_examples::demo::{self, thumbnails::Thumbnails};
+use cxr_examples::demo;
 use cxr_examples::progress::{Terminal, seconds_text, stop_on_interrupt};
 use serde::Serialize;
 
@@ -143,6 +143,3 @@ fn print_result(args: &Args, measured: &measure::Measured) {
     }
     println!("{}", args.out.join("report.html").display());
 }
-
-/// What the stages share: the radiographs.
-type Data = Thumbnails;

@@ -11,52 +11,53 @@ use cxr::metrics::{
     Card, Evaluation, Extraction, FeatureExtractor, ImageSize, Picture, audit, distance_threshold,
     grey_pixels, nearest_neighbours,
 };
-use cxr_examples::demo::pictures::SIDE;
+use cxr_examples::demo::{pictures::SIDE, thumbnails::Thumbnails};
+use cxr_examples::progress::Counting;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::picture::Pictures;
-use crate::{Args, Data, stage};
+use crate::{Args, stage};
 
 /// Share of held-out radiographs that may be as near to the training set as what counts as a copy.
 const COPY_RATE: f64 = 0.01;
 
 /// Everything that is measured.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Measured {
+pub(crate) struct Measured {
     /// Pictures of the base model against held-out radiographs.
-    pub base: Card,
+    pub(crate) base: Card,
     /// Pictures of the adapted model against the same.
-    pub adapted: Card,
+    pub(crate) adapted: Card,
     /// As many training radiographs against the same: what perfect pictures would score.
-    pub train: Card,
+    pub(crate) train: Card,
     /// Copies among the adapted model's pictures.
-    pub copies: Copies,
+    pub(crate) copies: Copies,
 }
 
 /// How near the adapted model's pictures are to training radiographs, in pixels and in features.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Copies {
+pub(crate) struct Copies {
     /// Pictures.
-    pub pictures: usize,
+    pub(crate) pictures: usize,
     /// Training radiographs.
-    pub train: usize,
+    pub(crate) train: usize,
     /// Nearer in pixels than all but 1 % of held-out radiographs are.
-    pub near_in_pixels: usize,
+    pub(crate) near_in_pixels: usize,
     /// Nearer in features than all but 1 % of held-out radiographs are.
-    pub near_in_features: usize,
+    pub(crate) near_in_features: usize,
     /// The distance in pixels below which a picture counts.
-    pub pixel_threshold: f64,
+    pub(crate) pixel_threshold: f64,
     /// Median distance in pixels of pictures.
-    pub pixel_median: f64,
+    pub(crate) pixel_median: f64,
     /// Median distance in pixels of held-out radiographs.
-    pub held_out_pixel_median: f64,
+    pub(crate) held_out_pixel_median: f64,
 }
 
 /// Measures, or finds it measured.
-pub fn measure<B: DiffusionBackend>(
+pub(crate) fn measure<B: DiffusionBackend>(
     args: &Args,
-    data: &Data,
+    data: &Thumbnails,
     extractor: &SmallExtractor<B>,
     base: &Pictures,
     adapted: &Pictures,
@@ -77,6 +78,9 @@ pub fn measure<B: DiffusionBackend>(
         progress.end("already done");
         return Ok(done);
     }
+    // four extractions; an interval and a floor of two distances, of three sets
+    let counting = Counting::begin(progress, "measuring", 4 + 3 * 4);
+    let progress: &dyn Progress = &counting;
     let evaluation = Evaluation { replicates: args.replicates, seed: args.seed, ..Evaluation::default() };
     let take = |pictures: &Vec<Picture>| extractor.extract(pictures, progress);
     let (held_out_features, train_features) = (take(&held_out)?, take(&train)?);
@@ -98,12 +102,13 @@ pub fn measure<B: DiffusionBackend>(
         )?,
     };
     stage::keep(&record, &key, &measured)?;
+    counting.finish(&format!("{} pictures of each model, {} held-out radiographs", args.pictures, held_out.len()));
     Ok(measured)
 }
 
 type Set<'a> = (&'a Vec<Picture>, &'a Extraction);
 
-fn copies(data: &Data, made: Set<'_>, train: Set<'_>, held_out: Set<'_>) -> Result<Copies> {
+fn copies(data: &Thumbnails, made: Set<'_>, train: Set<'_>, held_out: Set<'_>) -> Result<Copies> {
     let size = ImageSize::square(SIDE);
     let pixels = |set: Set<'_>| grey_pixels(set.0, size);
     let (made_pixels, train_pixels, held_out_pixels) = (pixels(made)?, pixels(train)?, pixels(held_out)?);
@@ -152,7 +157,7 @@ fn read(files: &[PathBuf]) -> Result<Vec<Picture>> {
 }
 
 /// Radiographs as grey pictures.
-fn radiographs(data: &Data, positions: &[usize]) -> Result<Vec<Picture>> {
+fn radiographs(data: &Thumbnails, positions: &[usize]) -> Result<Vec<Picture>> {
     let grey = |i: &usize| data.pixels[*i].iter().map(|v| (255.0 * v).round() as u8).collect();
     positions.iter().map(|i| Ok(Picture::new(ImageSize::square(SIDE), 1, grey(i))?)).collect()
 }

@@ -5,23 +5,23 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use cxr::dataset::contact_sheet;
 use cxr::metrics;
-use cxr_examples::demo::pictures::grey_image;
+use cxr_examples::demo::{pictures::grey_image, thumbnails::Thumbnails};
 use cxr_examples::progress::seconds_text;
 use cxr_examples::report::{self, Comparison, Figure, Report, Table};
 
 use crate::lora::Finetuned;
 use crate::measure::{Copies, Measured};
 use crate::picture::Pictures;
-use crate::{Args, Data};
+use crate::Args;
 
 /// Columns and pictures of a grid.
 const COLUMNS: usize = 8;
 const SHOWN: usize = 32;
 
 /// Writes the grids, `report.html` and `report.md`.
-pub fn write(
+pub(crate) fn write(
     args: &Args,
-    data: &Data,
+    data: &Thumbnails,
     lora: &Finetuned,
     measured: &Measured,
     [base, adapted]: [&Pictures; 2],
@@ -82,7 +82,7 @@ fn save(images: &[image::RgbImage], path: &Path) -> Result<()> {
         .with_context(|| format!("cannot write {}", path.display()))
 }
 
-fn summary(args: &Args, data: &Data, measured: &Measured) -> Vec<String> {
+fn summary(args: &Args, data: &Thumbnails, measured: &Measured) -> Vec<String> {
     let mut lines = vec![format!(
         "{} pictures of each model were made from the impressions of {} held-out radiographs and compared with \
          those radiographs. No patient stands on both sides of the split.",
@@ -162,7 +162,7 @@ fn copies(copies: &Copies) -> Table {
     }
 }
 
-fn preparation(data: &Data) -> Result<Table> {
+fn preparation(data: &Thumbnails) -> Result<Table> {
     let leakage = data.leakage()?;
     let mut rows = vec![
         ("radiographs".into(), data.collection.len().to_string()),
@@ -171,7 +171,7 @@ fn preparation(data: &Data) -> Result<Table> {
         ("split".into(), format!("{:?}, seed {}", data.split.config.rule, data.split.config.seed)),
     ];
     rows.extend(leakage.notes.into_iter().map(|note| ("leakage".to_string(), note)));
-    Ok(Table { title: "Data".into(), rows })
+    Ok(Table { title: "Thumbnails".into(), rows })
 }
 
 fn settings(args: &Args, lora: &Finetuned, measured: &Measured, seconds: f64) -> Table {

@@ -10,28 +10,29 @@ use cxr::core::progress::Progress;
 use cxr::kernels::DiffusionBackend;
 use cxr::ldm::pipeline::{LoadOptions, Request, StableDiffusion};
 use cxr::ldm::scheduler::Sampler;
+use cxr_examples::demo::thumbnails::Thumbnails;
 use serde_json::json;
 
-use crate::{Args, Data, stage};
+use crate::{Args, stage};
 
 /// Pictures that go through the networks at once.
 const BATCH: usize = 25;
 
 /// A folder of pictures.
-pub struct Pictures {
+pub(crate) struct Pictures {
     /// PNG files, in the order of the prompts.
-    pub files: Vec<PathBuf>,
+    pub(crate) files: Vec<PathBuf>,
     /// Their prompts.
-    pub prompts: Vec<String>,
+    pub(crate) prompts: Vec<String>,
     /// Positions in the collection of the radiographs whose prompts these are.
-    pub positions: Vec<usize>,
+    pub(crate) positions: Vec<usize>,
 }
 
 /// Makes the pictures of one model into `args.out/name`; files that are there already, made with the same settings,
 /// stay.
-pub fn make<B: DiffusionBackend>(
+pub(crate) fn make<B: DiffusionBackend>(
     args: &Args,
-    data: &Data,
+    data: &Thumbnails,
     model: &Path,
     adapter: Option<&Path>,
     name: &str,
@@ -94,7 +95,7 @@ pub fn make<B: DiffusionBackend>(
 /// `metadata.jsonl`: the row of the radiograph whose prompt it is, with the picture's name and seed.
 fn write_rows(
     args: &Args,
-    data: &Data,
+    data: &Thumbnails,
     folder: &Path,
     positions: &[usize],
     file: impl Fn(usize) -> String,

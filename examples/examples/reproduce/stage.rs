@@ -8,10 +8,10 @@ use cxr_examples::demo::{self, thumbnails::Thumbnails};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::{Args, Data};
+use crate::Args;
 
 /// Reads and splits the radiographs; writes the split and what was found in `data/`.
-pub fn prepare(args: &Args) -> Result<Data> {
+pub(crate) fn prepare(args: &Args) -> Result<Thumbnails> {
     let folder = args.data.clone().unwrap_or_else(demo::data_folder);
     let thumbnails = Thumbnails::open(&folder)?;
     let target = args.out.join("data");
@@ -28,7 +28,7 @@ pub fn prepare(args: &Args) -> Result<Data> {
 }
 
 /// A hash of everything that a stage's result is a function of.
-pub fn key(settings: &impl Serialize) -> Result<String> {
+pub(crate) fn key(settings: &impl Serialize) -> Result<String> {
     Ok(sha256_hex(&serde_json::to_vec(settings)?)[..16].to_string())
 }
 
@@ -40,7 +40,7 @@ struct Done<T> {
 }
 
 /// The result of a stage that was done with these settings, if it was.
-pub fn done<T: DeserializeOwned>(file: &Path, key: &str) -> Option<T> {
+pub(crate) fn done<T: DeserializeOwned>(file: &Path, key: &str) -> Option<T> {
     let text = std::fs::read(file).ok()?;
     // What cannot be read was not written by this version: the stage is done again.
     let done: Done<T> = serde_json::from_slice(&text).ok()?;
@@ -48,12 +48,12 @@ pub fn done<T: DeserializeOwned>(file: &Path, key: &str) -> Option<T> {
 }
 
 /// Keeps the result of a stage.
-pub fn keep(file: &Path, key: &str, result: &impl Serialize) -> Result<()> {
+pub(crate) fn keep(file: &Path, key: &str, result: &impl Serialize) -> Result<()> {
     write_json(file, &Done { key: key.to_string(), result })
 }
 
 /// Writes JSON, whole or not at all.
-pub fn write_json(file: &Path, value: &impl Serialize) -> Result<()> {
+pub(crate) fn write_json(file: &Path, value: &impl Serialize) -> Result<()> {
     let text = serde_json::to_string_pretty(value)? + "\n";
     atomic::write_bytes(file, text.as_bytes()).with_context(|| format!("cannot write {}", file.display()))
 }

@@ -27,7 +27,8 @@ pub fn pool(thumbnails: &Thumbnails, count: usize, seed: u64) -> Vec<Picture> {
                 return procedural(&mut stream);
             }
             let position = train[(i - i / 6) % train.len()];
-            let strength = 0.1 + 0.9 * stream.uniform();
+            // more mild than strong: the base has to know the anatomy, so that an adapter finds the style
+            let strength = 0.1 + 0.9 * stream.uniform().powf(1.5);
             let finding = &thumbnails.collection.pairs[position].text;
             randomized(&thumbnails.pixels[position], finding, strength, &mut stream)
         })

