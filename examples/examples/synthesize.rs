@@ -100,11 +100,14 @@ impl std::str::FromStr for Lora {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let weighted = text.rsplit_once(':').and_then(|(file, weight)| Some((file, weight.parse::<f64>().ok()?)));
+        let weighted =
+            text.rsplit_once(':').and_then(|(file, weight)| Some((file, weight.parse::<f64>().ok()?)));
         // a file may have a colon and a number in its name
         let (file, weight) = weighted.filter(|_| !Path::new(text).exists()).unwrap_or((text, 1.0));
         if file.is_empty() || !weight.is_finite() {
-            return Err("expected a file, or a file, a colon and a number, e.g. cxr.safetensors:0.8".to_string());
+            return Err(
+                "expected a file, or a file, a colon and a number, e.g. cxr.safetensors:0.8".to_string()
+            );
         }
         Ok(Self { file: file.into(), weight })
     }
@@ -125,9 +128,14 @@ impl Args {
             prompts.extend(read_prompts(file).with_context(|| format!("--prompts-file {}", file.display()))?);
         }
         let tokenizer = ClipTokenizer::embedded();
-        for (flag, text) in prompts.iter().map(|prompt| ("prompt", prompt)).chain([("--negative", &self.negative)]) {
+        for (flag, text) in
+            prompts.iter().map(|prompt| ("prompt", prompt)).chain([("--negative", &self.negative)])
+        {
             let length = tokenizer.length(text);
-            ensure!(length <= LENGTH, "{flag} of {length} tokens, at most {LENGTH} are read: {text:?}; shorten it");
+            ensure!(
+                length <= LENGTH,
+                "{flag} of {length} tokens, at most {LENGTH} are read: {text:?}; shorten it"
+            );
         }
         ensure!(self.guidance.is_finite(), "--guidance is {}, expected a finite number", self.guidance);
         for Lora { file, .. } in &self.lora {
@@ -196,8 +204,10 @@ impl Job for Synthesize {
         let steps = self.check(&model)?;
         std::fs::create_dir_all(&args.out).with_context(|| format!("cannot make {}", args.out.display()))?;
         let metadata = args.metadata();
-        let file = File::create_new(&metadata).with_context(|| format!("cannot make {}", metadata.display()))?;
-        let mut folder = Folder { path: &args.out, metadata: file, written: 0, sheet: Vec::new(), first: None };
+        let file =
+            File::create_new(&metadata).with_context(|| format!("cannot make {}", metadata.display()))?;
+        let mut folder =
+            Folder { path: &args.out, metadata: file, written: 0, sheet: Vec::new(), first: None };
 
         let terminal = Terminal::new(args.run.quiet);
         let (count, batch) = (self.count(), args.batch.get());
@@ -234,7 +244,8 @@ impl Synthesize {
 
     fn load<B: DiffusionBackend>(&self, device: &B::Device) -> Result<StableDiffusion<B>> {
         let path = self.args.model.clone().unwrap_or_else(demo::model_folder);
-        let mut model = StableDiffusion::load(path, LoadOptions::default(), device).context("the model (--model)")?;
+        let mut model =
+            StableDiffusion::load(path, LoadOptions::default(), device).context("the model (--model)")?;
         for Lora { file, weight } in &self.args.lora {
             model = model.with_lora(file, *weight).with_context(|| format!("--lora {}", file.display()))?;
         }
@@ -246,7 +257,10 @@ impl Synthesize {
         if let Some(Size { width, height }) = self.args.size {
             let unit = model.size_unit();
             let fits = [width, height].iter().all(|side| *side > 0 && side % unit == 0);
-            ensure!(fits, "--size {width}x{height}: for this model both must be multiples of {unit}, and not 0");
+            ensure!(
+                fits,
+                "--size {width}x{height}: for this model both must be multiples of {unit}, and not 0"
+            );
         }
         let timesteps = self.args.sampler.timesteps(&model.parts().schedule, self.args.steps);
         Ok(timesteps.context("--steps")?.len())
@@ -301,8 +315,11 @@ impl Folder<'_> {
         if let Some(mut grid) = self.first.filter(|_| self.written > 1) {
             let columns = (self.sheet.len() as f64).sqrt().ceil() as usize;
             let sheet = contact_sheet(&self.sheet, columns);
-            grid.settings.prompt =
-                format!("Contact sheet of {} pictures, the first of: {}", self.sheet.len(), grid.settings.prompt);
+            grid.settings.prompt = format!(
+                "Contact sheet of {} pictures, the first of: {}",
+                self.sheet.len(),
+                grid.settings.prompt
+            );
             (grid.width, grid.height) = (sheet.width() as usize, sheet.height() as usize);
             grid.rgb = sheet.into_raw();
             grid.save_png(self.path.join("grid.png"))?;

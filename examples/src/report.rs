@@ -43,6 +43,8 @@ pub struct Figure {
     pub caption: String,
     /// The PNG file; carried inside the page.
     pub path: PathBuf,
+    /// Takes the page's width; others stand side by side.
+    pub wide: bool,
 }
 
 /// Rows of a name and a value.
@@ -70,6 +72,7 @@ pub fn write(report: &Report, folder: &Path) -> anyhow::Result<()> {
     #[derive(Serialize)]
     struct Embedded {
         caption: String,
+        wide: bool,
         file: String,
         data: String,
     }
@@ -80,7 +83,7 @@ pub fn write(report: &Report, folder: &Path) -> anyhow::Result<()> {
             let bytes = std::fs::read(&figure.path).with_context(|| format!("cannot read {}", figure.path.display()))?;
             let file = figure.path.strip_prefix(folder).unwrap_or(&figure.path).display().to_string();
             let data = base64::engine::general_purpose::STANDARD.encode(bytes);
-            Ok(Embedded { caption: figure.caption.clone(), file, data })
+            Ok(Embedded { caption: figure.caption.clone(), wide: figure.wide, file, data })
         })
         .collect::<anyhow::Result<Vec<_>>>()?;
     let page = Page { report, pictures };

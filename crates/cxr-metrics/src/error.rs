@@ -111,8 +111,8 @@ pub enum MetricsError {
     TensorFile {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
-        source: cxr_core::tensor_file::TensorFileError,
+        /// What is wrong with it; boxed, since it alone would make every result of this crate large.
+        source: Box<cxr_core::tensor_file::TensorFileError>,
     },
     /// The tensors of a file are not exactly those of the network.
     #[error(

@@ -58,7 +58,8 @@ impl<B: AutodiffBackend> Ema<B> {
         impl<B: AutodiffBackend> ModuleMapper<B> for Apply<'_, B::InnerBackend> {
             fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
                 let Some(average) = self.0.get(&param.id) else { return param };
-                let average = Tensor::<B::InnerBackend, D>::from_primitive(TensorPrimitive::Float(average.clone()));
+                let average =
+                    Tensor::<B::InnerBackend, D>::from_primitive(TensorPrimitive::Float(average.clone()));
                 Param::initialized(param.id, Tensor::from_inner(average).require_grad())
             }
         }

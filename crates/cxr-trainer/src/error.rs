@@ -38,7 +38,9 @@ pub enum TrainError {
         problem: String,
     },
     /// The loss was not finite too often.
-    #[error("the loss was not finite {count} times, last at step {step}: lower the learning rate; the last checkpoint is kept")]
+    #[error(
+        "the loss was not finite {count} times, last at step {step}: lower the learning rate; the last checkpoint is kept"
+    )]
     NotFinite {
         /// How often.
         count: usize,

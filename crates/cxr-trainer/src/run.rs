@@ -76,7 +76,8 @@ where
         let step = run.step()?;
         since.1 += step.samples;
         let done = run.state.step;
-        if let Some(step) = step.line.filter(|_| done.is_multiple_of(STEPS_PER_LINE) || done == config.steps) {
+        if let Some(step) = step.line.filter(|_| done.is_multiple_of(STEPS_PER_LINE) || done == config.steps)
+        {
             let samples_per_second = since.1 as f64 / since.0.elapsed().as_secs_f64().max(1e-9);
             since = (Instant::now(), 0);
             metrics.append(&Record { samples_per_second, ..step })?;
@@ -92,7 +93,11 @@ where
             break;
         }
     }
-    progress.end(&format!("{} steps, loss {:.4}", run.state.step, run.state.smoothed_loss.unwrap_or(f64::NAN)));
+    progress.end(&format!(
+        "{} steps, loss {:.4}",
+        run.state.step,
+        run.state.smoothed_loss.unwrap_or(f64::NAN)
+    ));
     let averaged = run.ema.as_ref().map(|ema| ema.apply(run.model.clone()));
     Ok(Trained { model: run.model, averaged, step: run.state.step, stopped })
 }
@@ -153,7 +158,8 @@ impl<'a, B: AutodiffBackend, O: Objective<B>> Run<'a, B, O> {
         let mut grads = GradientsParams::new();
         for batch in &batches {
             let batch_loss = self.objective.loss(&self.model, batch, self.config.seed);
-            loss += batch_loss.clone().into_data().iter::<f64>().sum::<f64>() * batch.len() as f64 / samples as f64;
+            loss += batch_loss.clone().into_data().iter::<f64>().sum::<f64>() * batch.len() as f64
+                / samples as f64;
             let passed = GradientsParams::from_grads(batch_loss.backward(), &self.model);
             if batches.len() == 1 {
                 grads = passed;
@@ -222,11 +228,17 @@ impl<'a, B: AutodiffBackend, O: Objective<B>> Run<'a, B, O> {
         let temporary = AtomicDir::new(&target).map_err(files(&target))?;
         checkpoint::save_trainable(&self.model, &temporary.path().join(checkpoint::PARAMETERS))?;
         if let Some(ema) = &self.ema {
-            checkpoint::save_trainable(&ema.apply(self.model.clone()), &temporary.path().join(checkpoint::EMA))?;
+            checkpoint::save_trainable(
+                &ema.apply(self.model.clone()),
+                &temporary.path().join(checkpoint::EMA),
+            )?;
         }
         BinFileRecorder::<FullPrecisionSettings>::new()
             .record(self.optimizer.to_record(), temporary.path().join(checkpoint::OPTIMIZER))
-            .map_err(|problem| TrainError::Checkpoint { path: target.clone(), problem: problem.to_string() })?;
+            .map_err(|problem| TrainError::Checkpoint {
+                path: target.clone(),
+                problem: problem.to_string(),
+            })?;
         let state = serde_json::to_vec_pretty(&self.state).map_err(|problem| TrainError::Checkpoint {
             path: target.clone(),
             problem: problem.to_string(),

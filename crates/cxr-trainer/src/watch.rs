@@ -102,7 +102,8 @@ pub fn plot_loss(records: &[Record], title: &str, path: &Path) -> Result<(), Tra
     let (Some(first), Some(last)) = (records.first(), records.last()) else {
         return Err(failed("no steps".to_string()));
     };
-    register_font(FONT_NAME, FontStyle::Normal, FONT).map_err(|_| failed("its font is broken".to_string()))?;
+    register_font(FONT_NAME, FontStyle::Normal, FONT)
+        .map_err(|_| failed("its font is broken".to_string()))?;
     // The scale leaves out the few highest losses of the start, which would flatten all the rest.
     let mut sorted: Vec<f64> = records.iter().map(|r| r.loss).filter(|l| l.is_finite()).collect();
     sorted.sort_by(f64::total_cmp);
@@ -117,7 +118,10 @@ pub fn plot_loss(records: &[Record], title: &str, path: &Path) -> Result<(), Tra
                 .set_label_area_size(LabelAreaPosition::Left, 60)
                 .set_label_area_size(LabelAreaPosition::Bottom, 40)
                 .caption(title, (FONT_NAME, 20))
-                .build_cartesian_2d(first.step as f64..(last.step as f64).max(first.step as f64 + 1.0), 0.0..top)?;
+                .build_cartesian_2d(
+                    first.step as f64..(last.step as f64).max(first.step as f64 + 1.0),
+                    0.0..top,
+                )?;
             let label = (FONT_NAME, 14);
             chart
                 .configure_mesh()
@@ -125,12 +129,18 @@ pub fn plot_loss(records: &[Record], title: &str, path: &Path) -> Result<(), Tra
                 .y_desc("loss")
                 .label_style(label)
                 .axis_desc_style(label)
+                .x_label_formatter(&|step| format!("{step:.0}"))
+                .bold_line_style(RGBColor(220, 220, 220))
+                .light_line_style(WHITE)
                 .draw()?;
             let points = |value: fn(&Record) -> f64| {
                 records.iter().map(move |r| (r.step as f64, value(r).min(top))).collect::<Vec<_>>()
             };
             chart.draw_series(LineSeries::new(points(|r| r.loss), RGBColor(170, 195, 225)))?;
-            chart.draw_series(LineSeries::new(points(|r| r.smoothed), RGBColor(20, 70, 140).stroke_width(2)))?;
+            chart.draw_series(LineSeries::new(
+                points(|r| r.smoothed),
+                RGBColor(20, 70, 140).stroke_width(2),
+            ))?;
             root.present()?;
         }
         std::fs::rename(&temporary, path)?;

@@ -105,7 +105,10 @@ impl Model {
 
 impl fmt::Debug for Model {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Model").field("device", &self.device).field("lora", &self.lora()).finish_non_exhaustive()
+        f.debug_struct("Model")
+            .field("device", &self.device)
+            .field("lora", &self.lora())
+            .finish_non_exhaustive()
     }
 }
 

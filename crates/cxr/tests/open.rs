@@ -33,7 +33,8 @@ fn folder() -> tempfile::TempDir {
         weights.b = weights.a.iter().cycle().take(weights.b.len()).copied().collect();
     }
     let folder = tempfile::tempdir().unwrap();
-    cxr::lora::write(folder.path().join("adapter.safetensors"), &adapter, cxr::lora::Format::Diffusers).unwrap();
+    cxr::lora::write(folder.path().join("adapter.safetensors"), &adapter, cxr::lora::Format::Diffusers)
+        .unwrap();
     let whole = StableDiffusion::new(parts, &Default::default()).unwrap();
     whole.save(folder.path().join("model"), SaveDtype::F32).unwrap();
     folder
@@ -48,8 +49,7 @@ fn it_makes_the_pictures_of_the_generic_pipeline() {
     let folder = folder();
     let request = Request::new("Cardiomegaly.").steps(3).count(2).seed(5);
     let path = folder.path().join("model");
-    let generic =
-        StableDiffusion::<Flex>::load(&path, LoadOptions::default(), &Default::default()).unwrap();
+    let generic = StableDiffusion::<Flex>::load(&path, LoadOptions::default(), &Default::default()).unwrap();
     let model = open(folder.path());
     assert_eq!(model.generate(&request).unwrap(), generic.generate(&request).unwrap());
     assert_eq!((model.default_side(), model.size_unit()), (generic.default_side(), generic.size_unit()));

@@ -15,7 +15,7 @@ use crate::picture::Pictures;
 use crate::Args;
 
 /// Columns and pictures of a grid.
-const COLUMNS: usize = 8;
+const COLUMNS: usize = 4;
 const SHOWN: usize = 32;
 
 /// Writes the grids, `report.html` and `report.md`.
@@ -34,7 +34,7 @@ pub(crate) fn write(
     let figure = |name: &str, caption: String, images: &[image::RgbImage]| -> Result<Figure> {
         let path = grids.join(name);
         save(images, &path)?;
-        Ok(Figure { caption, path })
+        Ok(Figure { caption, path, wide: false })
     };
     let figures = vec![
         figure("real.png", format!("{count} held-out radiographs"), &real)?,
@@ -47,6 +47,7 @@ pub(crate) fn write(
         Figure {
             caption: format!("Loss of the fine-tuning, {} steps (the paper's Figure 2)", args.lora_steps),
             path: lora.curve.clone(),
+            wide: true,
         },
     ];
     let report = Report {

@@ -100,6 +100,18 @@ fn activations() {
     check("geglu", [[5, 7, 6]], &|[x]| ops::geglu(x));
 }
 
+/// What runs in place does so only in a buffer that is all its own.
+#[test]
+fn views_that_alone_hold_their_buffer() {
+    for disguise in 0..4 {
+        let view = || disguises([5, 7, 6], 1).swap_remove(disguise);
+        let expected = tidy(&view());
+        for f in [ops::silu, ops::gelu] {
+            assert_eq!(read(f(view())), read(f(expected.clone())), "disguise {disguise}");
+        }
+    }
+}
+
 #[test]
 fn norms() {
     // gamma and beta travel as [c, 1]

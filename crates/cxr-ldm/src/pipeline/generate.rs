@@ -117,18 +117,14 @@ impl<B: DiffusionBackend> StableDiffusion<B> {
     /// guidance `[n, 77, d]`. Each text is encoded once.
     fn hidden(&self, request: &Request, prompts: &[&str]) -> Result<Tensor<B, 3>, Error> {
         let negative = is_guided(request).then_some(request.negative_prompt.as_str());
-        let rows: Vec<&str> = std::iter::repeat_n(negative, prompts.len())
-            .flatten()
-            .chain(prompts.iter().copied())
-            .collect();
+        let rows: Vec<&str> =
+            std::iter::repeat_n(negative, prompts.len()).flatten().chain(prompts.iter().copied()).collect();
         let mut texts = rows.clone();
         texts.sort_unstable();
         texts.dedup();
         let encoded = self.encode_prompts(&texts, request.strict_prompt)?;
-        let places: Vec<i64> = rows
-            .iter()
-            .map(|row| texts.binary_search(row).map_or(0, |place| place as i64))
-            .collect();
+        let places: Vec<i64> =
+            rows.iter().map(|row| texts.binary_search(row).map_or(0, |place| place as i64)).collect();
         let count = places.len();
         let places = Tensor::<B, 1, Int>::from_data(TensorData::new(places, [count]), &self.device);
         Ok(encoded.select(0, places))

@@ -245,7 +245,10 @@ mod tests {
             };
             assert_eq!(parameters, image(prompt).parameters());
             let xmp = info.utf8_text.iter().find(|c| c.keyword == XMP_KEYWORD).unwrap().get_text().unwrap();
-            assert!(xmp.contains("DigitalSourceType>http://cv.iptc.org/") && xmp.contains("trainedAlgorithmicMedia"));
+            assert!(
+                xmp.contains("DigitalSourceType>http://cv.iptc.org/")
+                    && xmp.contains("trainedAlgorithmicMedia")
+            );
             assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
         }
     }
@@ -259,7 +262,10 @@ mod tests {
     #[test]
     fn the_row_makes_the_picture_again() {
         let row = image("Cardiomegaly.").metadata_row("a.png");
-        assert_eq!((row.file_name.as_str(), row.text.as_str(), row.seed), ("a.png", "Cardiomegaly.", Some(7)));
+        assert_eq!(
+            (row.file_name.as_str(), row.text.as_str(), row.seed),
+            ("a.png", "Cardiomegaly.", Some(7))
+        );
         assert_eq!(row.extra["steps"], 30);
         assert_eq!(row.extra["lora"][0]["weight"], 0.5);
         assert_eq!(row.extra["model_hash"], "0123456789abcdef");

@@ -59,7 +59,12 @@ fn alpha_bar_or_last(schedule: &NoiseSchedule, t: i64) -> f64 {
 }
 
 /// `x * weight_x + y * weight_y`, leaving out what is multiplied by 0.
-pub(super) fn combine<B: Backend>(x: Tensor<B, 4>, weight_x: f64, y: Tensor<B, 4>, weight_y: f64) -> Tensor<B, 4> {
+pub(super) fn combine<B: Backend>(
+    x: Tensor<B, 4>,
+    weight_x: f64,
+    y: Tensor<B, 4>,
+    weight_y: f64,
+) -> Tensor<B, 4> {
     match (weight_x == 0.0, weight_y == 0.0) {
         (true, _) => y * weight_y,
         (_, true) => x * weight_x,

@@ -182,9 +182,10 @@ mod tests {
         let (alpha, sigma): (f64, f64) = (0.6, 0.8);
         let (original, noise) = (0.3, -1.7);
         let latents = alpha * original + sigma * noise;
-        for (kind, output) in
-            [(PredictionType::Epsilon, noise), (PredictionType::VPrediction, alpha * noise - sigma * original)]
-        {
+        for (kind, output) in [
+            (PredictionType::Epsilon, noise),
+            (PredictionType::VPrediction, alpha * noise - sigma * original),
+        ] {
             let split = kind.split(alpha, sigma);
             assert!((split.original.0 * latents + split.original.1 * output - original).abs() < 1e-12);
             assert!((split.noise.0 * latents + split.noise.1 * output - noise).abs() < 1e-12);

@@ -82,12 +82,9 @@ impl ModelConfig {
     pub fn validate(&self) -> Result<(), Error> {
         let same = |left: &str, a: usize, right: &str, b: usize| match a == b {
             true => Ok(()),
-            false => Err(Error::Mismatch {
-                left: left.into(),
-                left_value: a,
-                right: right.into(),
-                right_value: b,
-            }),
+            false => {
+                Err(Error::Mismatch { left: left.into(), left_value: a, right: right.into(), right_value: b })
+            }
         };
         let latents = self.vae.latent_channels;
         same("unet in_channels", self.unet.in_channels, "vae latent_channels", latents)?;
@@ -186,7 +183,11 @@ impl ModelFolder {
     /// # Errors
     /// As [`config`](Self::config), and [`Error::Weights`], [`Error::NotFinite`] and [`Error::TensorFile`] for what
     /// is wrong with a weight file, [`Error::Tokenizer`] for what is wrong with the vocabulary.
-    pub fn load<B: Backend>(&self, options: &LoadOptions, device: &B::Device) -> Result<ModelParts<B>, Error> {
+    pub fn load<B: Backend>(
+        &self,
+        options: &LoadOptions,
+        device: &B::Device,
+    ) -> Result<ModelParts<B>, Error> {
         let parts = self.config()?.init::<B>(device)?;
         let file = |component| self.weight_file(component, options.variant.as_deref());
         // all are found before the first is read, which may take a while

@@ -93,7 +93,10 @@ mod tests {
             ("encoder.mid_block.attentions.0.query.weight", "encoder.mid_block.attentions.0.to_q.weight"),
             ("decoder.mid_block.attentions.0.key.bias", "decoder.mid_block.attentions.0.to_k.bias"),
             ("decoder.mid_block.attentions.0.value.bias", "decoder.mid_block.attentions.0.to_v.bias"),
-            ("decoder.mid_block.attentions.0.proj_attn.weight", "decoder.mid_block.attentions.0.to_out.0.weight"),
+            (
+                "decoder.mid_block.attentions.0.proj_attn.weight",
+                "decoder.mid_block.attentions.0.to_out.0.weight",
+            ),
         ] {
             assert_eq!(canonical(Component::Vae, old).unwrap(), new);
             assert_eq!(canonical(Component::Vae, new).unwrap(), new);

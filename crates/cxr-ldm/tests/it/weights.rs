@@ -70,22 +70,23 @@ fn what_is_saved_comes_back_bit_for_bit() {
         all
     };
     assert_eq!(list(&loaded), list(&original));
-    assert_eq!(
-        loaded.generate(&request()).unwrap()[0].rgb,
-        original.generate(&request()).unwrap()[0].rgb
-    );
+    assert_eq!(loaded.generate(&request()).unwrap()[0].rgb, original.generate(&request()).unwrap()[0].rgb);
     // ids are the same in every process, so that optimizer state finds its parameter
-    let ids = |sd: &StableDiffusion<Flex>| parameters::list(&sd.parts().unet).into_iter().map(|p| p.id).collect::<Vec<_>>();
+    let ids = |sd: &StableDiffusion<Flex>| {
+        parameters::list(&sd.parts().unet).into_iter().map(|p| p.id).collect::<Vec<_>>()
+    };
     assert_eq!(ids(&loaded), ids(&load(&path).unwrap()));
     assert_ne!(ids(&loaded), ids(&original));
     // the hash is that of the weights
     assert_eq!(loaded.parts().hash.len(), 64);
     assert_eq!(loaded.parts().hash, load(&path).unwrap().parts().hash);
-    edit(&path.join(VAE), |tensors| tensors[3].1 = RawTensor::from_f32(tensors[3].1.shape.clone(), {
-        let mut values = tensors[3].1.to_f32().unwrap();
-        values[0] += 1e-3;
-        values
-    }));
+    edit(&path.join(VAE), |tensors| {
+        tensors[3].1 = RawTensor::from_f32(tensors[3].1.shape.clone(), {
+            let mut values = tensors[3].1.to_f32().unwrap();
+            values[0] += 1e-3;
+            values
+        })
+    });
     assert_ne!(loaded.parts().hash, load(&path).unwrap().parts().hash);
 }
 
@@ -112,7 +113,9 @@ fn weights_in_half_precision_stay_so_and_make_pictures() {
     let (_guard, path) = saved(SaveDtype::F32);
     let options = LoadOptions::default().with_dtype(FloatDType::BF16);
     let sd = StableDiffusion::<Flex>::load(&path, options, &Default::default()).unwrap();
-    parameters::read(&sd.parts().unet, |path, data| assert_eq!(data.dtype, burn::tensor::DType::BF16, "{path}"));
+    parameters::read(&sd.parts().unet, |path, data| {
+        assert_eq!(data.dtype, burn::tensor::DType::BF16, "{path}")
+    });
     let floats = |rgb: &[u8]| rgb.iter().map(|&v| v as f32).collect::<Vec<_>>();
     let found = floats(&sd.generate(&request()).unwrap()[0].rgb);
     let expected = floats(&load(&path).unwrap().generate(&request()).unwrap()[0].rgb);
@@ -127,9 +130,12 @@ fn older_spellings_are_read() {
     let mut renamed = 0;
     edit(&path.join(VAE), |tensors| {
         for (name, _) in tensors.iter_mut() {
-            for (new, old) in
-                [(".to_q.", ".query."), (".to_k.", ".key."), (".to_v.", ".value."), (".to_out.0.", ".proj_attn.")]
-            {
+            for (new, old) in [
+                (".to_q.", ".query."),
+                (".to_k.", ".key."),
+                (".to_v.", ".value."),
+                (".to_out.0.", ".proj_attn."),
+            ] {
                 if name.contains(new) {
                     *name = name.replace(new, old);
                     renamed += 1;
@@ -139,7 +145,9 @@ fn older_spellings_are_read() {
     });
     assert_eq!(renamed, 16, "two blocks of four layers of two tensors");
     edit(&path.join(TEXT), |tensors| {
-        rename(tensors, |name| name.strip_prefix("text_model.").expect("published names have it").to_string());
+        rename(tensors, |name| {
+            name.strip_prefix("text_model.").expect("published names have it").to_string()
+        });
         tensors.push(("embeddings.position_ids".into(), RawTensor::from_i64(vec![1, 77], (0..77).collect())));
     });
     let found = load(&path).unwrap();

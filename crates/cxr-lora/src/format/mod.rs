@@ -310,13 +310,16 @@ fn read_scalar(file: &TensorFile, key: &str) -> Result<f64> {
     }
 }
 
+/// What a file is written from: its tensors by key, and its header.
+type Contents = (Vec<(String, RawTensor)>, BTreeMap<String, String>);
+
 /// The tensors of an adapter under the keys that `name` makes of module and factor, and the header.
 fn tensors(
     adapter: &Adapter,
     format: Format,
     with_alpha: bool,
     mut name: impl FnMut(&ModuleKey, Factor) -> Result<String>,
-) -> Result<(Vec<(String, RawTensor)>, BTreeMap<String, String>)> {
+) -> Result<Contents> {
     let mut tensors = Vec::new();
     for (module, weights) in &adapter.modules {
         let [rank, input, out] = [weights.rank, weights.in_features, weights.out_features];

@@ -68,7 +68,7 @@ impl SmallConfig {
         }
         if self.channels.len() > 16
             || self.input_size == 0
-            || self.input_size % (1 << self.channels.len()) != 0
+            || !self.input_size.is_multiple_of(1 << self.channels.len())
         {
             let expected = format!("a multiple of 2^{}, one halving per stage", self.channels.len());
             return invalid("input_size", self.input_size.to_string(), &expected);
@@ -97,7 +97,8 @@ mod tests {
         let good = SmallConfig::v1(vec!["Effusion".into(), "Nodule".into()]);
         good.validate().unwrap();
         assert_eq!(good.feature_dim(), 128);
-        let broken: [(&str, fn(&mut SmallConfig)); 7] = [
+        type Change = fn(&mut SmallConfig);
+        let broken: [(&str, Change); 7] = [
             ("channels", |c| c.channels.clear()),
             ("channels", |c| c.channels[1] = 50),
             ("channels", |c| c.groups = 0),

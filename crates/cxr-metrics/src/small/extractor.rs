@@ -71,7 +71,7 @@ impl<B: DiffusionBackend> SmallExtractor<B> {
         let weights = folder.join(WEIGHTS_FILE);
         let tensors: Vec<(String, RawTensor)> = weights_of(&self.network)?
             .into_iter()
-            .map(|(path, shape, values)| (path, RawTensor::from_f32(shape, values)))
+            .map(|Weight { path, shape, values }| (path, RawTensor::from_f32(shape, values)))
             .collect();
         let metadata = BTreeMap::from([
             ("format".to_string(), "pt".to_string()),
@@ -79,7 +79,7 @@ impl<B: DiffusionBackend> SmallExtractor<B> {
             ("sha256".to_string(), self.hash.clone()),
         ]);
         write_safetensors(&weights, &tensors, &metadata)
-            .map_err(|source| MetricsError::TensorFile { path: weights, source })?;
+            .map_err(|source| MetricsError::TensorFile { path: weights, source: Box::new(source) })?;
         let config = folder.join(CONFIG_FILE);
         let json = serde_json::to_string_pretty(&self.config)
             .map_err(|source| MetricsError::Config { path: config.clone(), source })?;
@@ -152,12 +152,12 @@ impl<B: DiffusionBackend> FeatureExtractor for SmallExtractor<B> {
 }
 
 fn fill<B: DiffusionBackend>(network: SmallNetwork<B>, path: &Path) -> Result<SmallNetwork<B>> {
-    let broken = |source| MetricsError::TensorFile { path: path.to_path_buf(), source };
+    let broken = |source| MetricsError::TensorFile { path: path.to_path_buf(), source: Box::new(source) };
     let file = TensorFile::open(path).map_err(broken)?;
     let wanted: Vec<String> = parameters::list(&network).into_iter().map(|p| p.path).collect();
     let missing: Vec<String> = wanted.iter().filter(|name| file.info(name).is_none()).cloned().collect();
     let unused: Vec<String> =
-        file.names().into_iter().map(|name| name.to_string()).filter(|name| !wanted.contains(name)).collect();
+        file.names().map(|name| name.to_string()).filter(|name| !wanted.contains(name)).collect();
     if !missing.is_empty() || !unused.is_empty() {
         return Err(MetricsError::TensorNames { path: path.to_path_buf(), missing, unused });
     }
@@ -175,15 +175,22 @@ fn fill<B: DiffusionBackend>(network: SmallNetwork<B>, path: &Path) -> Result<Sm
     })
 }
 
-/// Path, shape and values of every parameter, by path.
-fn weights_of<B: Backend>(network: &SmallNetwork<B>) -> Result<Vec<(String, Vec<usize>, Vec<f32>)>> {
+/// A parameter's path, shape and values.
+struct Weight {
+    path: String,
+    shape: Vec<usize>,
+    values: Vec<f32>,
+}
+
+/// Every parameter, by path.
+fn weights_of<B: Backend>(network: &SmallNetwork<B>) -> Result<Vec<Weight>> {
     let mut all = Vec::new();
     parameters::read(network, |path, data| {
         let shape = data.shape.to_vec();
-        all.push(values_of(path, data).map(|values| (path.to_string(), shape, values)));
+        all.push(values_of(path, data).map(|values| Weight { path: path.to_string(), shape, values }));
     });
-    let mut all = all.into_iter().collect::<Result<Vec<_>>>()?;
-    all.sort_by(|a, b| a.0.cmp(&b.0));
+    let mut all = all.into_iter().collect::<Result<Vec<Weight>>>()?;
+    all.sort_by(|a, b| a.path.cmp(&b.path));
     Ok(all)
 }
 
@@ -192,7 +199,7 @@ fn weights_of<B: Backend>(network: &SmallNetwork<B>) -> Result<Vec<(String, Vec<
 fn content_hash<B: Backend>(config: &SmallConfig, network: &SmallNetwork<B>) -> Result<String> {
     let mut bytes = serde_json::to_vec(config)
         .map_err(|source| MetricsError::Config { path: CONFIG_FILE.into(), source })?;
-    for (path, shape, values) in weights_of(network)? {
+    for Weight { path, shape, values } in weights_of(network)? {
         bytes.extend(format!("{path} {shape:?}\n").into_bytes());
         bytes.extend(values.iter().flat_map(|v| v.to_le_bytes()));
     }

@@ -144,9 +144,8 @@ impl<B: AutodiffBackend, M: Denoise<B> + burn::module::AutodiffModule<B>> Object
             });
             conditions.push(if draw.unconditional { &self.unconditional } else { &item.condition });
         }
-        let tensor = |values: Vec<f32>| {
-            Tensor::<B, 4>::from_data(TensorData::new(values, [n, c, h, w]), &self.device)
-        };
+        let tensor =
+            |values: Vec<f32>| Tensor::<B, 4>::from_data(TensorData::new(values, [n, c, h, w]), &self.device);
         let timesteps = Tensor::from_data(TensorData::new(timesteps, [n]), &self.device);
         let predicted = model.denoise(tensor(noised), timesteps, &conditions);
         let error = predicted.sub(tensor(target));

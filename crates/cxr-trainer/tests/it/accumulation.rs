@@ -18,7 +18,9 @@ fn two_batches_of_two_are_one_of_four() {
             ..TrainConfig::default()
         };
         let folder = tempfile::tempdir().unwrap();
-        trainable_values(&train(adapted_unet(), &diffusion(n), &config, folder.path(), &Silent).unwrap().model)
+        trainable_values(
+            &train(adapted_unet(), &diffusion(n), &config, folder.path(), &Silent).unwrap().model,
+        )
     };
     // 7: the second step of an epoch is of 2 and 1
     let whole = run(4, 1, 7);

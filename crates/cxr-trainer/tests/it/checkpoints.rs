@@ -55,7 +55,8 @@ fn a_folder_of_another_run_is_refused() {
     // the same run, longer, with other habits of saving
     let longer = TrainConfig { steps: 7, checkpoint_every: 3, keep_checkpoints: 3, ..config() };
     assert_eq!(run(&data, &longer, folder.path()).unwrap(), 7);
-    let steps: Vec<u64> = checkpoint::list(folder.path()).unwrap().into_iter().map(|(step, _)| step).collect();
+    let steps: Vec<u64> =
+        checkpoint::list(folder.path()).unwrap().into_iter().map(|(step, _)| step).collect();
     assert_eq!(steps, [4, 6, 7]);
 }
 

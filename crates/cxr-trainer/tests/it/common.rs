@@ -30,9 +30,8 @@ pub(crate) fn adapted_unet() -> UNet2dCondition<B> {
 
 /// `n` pictures of noise, with captions of noise.
 pub(crate) fn diffusion(n: usize) -> Diffusion<B, UNet2dCondition<B>> {
-    let condition = |index: u64| -> Condition {
-        (Arc::new(Stream::new(1, "condition", index).normals(5 * 32)), [5, 32])
-    };
+    let condition =
+        |index: u64| -> Condition { (Arc::new(Stream::new(1, "condition", index).normals(5 * 32)), [5, 32]) };
     let elements = 4 * 8 * 8;
     let sample = |index: u64| LatentSample {
         mean: Stream::new(1, "mean", index).normals(elements),
@@ -53,7 +52,10 @@ pub(crate) fn diffusion(n: usize) -> Diffusion<B, UNet2dCondition<B>> {
 }
 
 /// Bits of every parameter by path; all, or those that are trainable.
-pub(crate) fn bits<B: Backend, M: Module<B>>(model: &M, trainable: Option<bool>) -> BTreeMap<String, Vec<u32>> {
+pub(crate) fn bits<B: Backend, M: Module<B>>(
+    model: &M,
+    trainable: Option<bool>,
+) -> BTreeMap<String, Vec<u32>> {
     let flags: BTreeMap<String, bool> =
         parameters::list(model).into_iter().map(|info| (info.path, info.trainable)).collect();
     let mut found = BTreeMap::new();

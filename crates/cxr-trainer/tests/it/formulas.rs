@@ -1,7 +1,9 @@
 //! The loop against the same training in plain f64.
 
 use cxr_core::progress::Silent;
-use cxr_trainer::{LearningRate, OptimizerConfig, Schedule, TrainConfig, TrainError, checkpoint, train, watch};
+use cxr_trainer::{
+    LearningRate, OptimizerConfig, Schedule, TrainConfig, TrainError, checkpoint, train, watch,
+};
 
 use crate::common::relative;
 use crate::toy::{Targets, expected, toy, values};

@@ -11,7 +11,10 @@ use cxr_trainer::{LearningRate, Objective, Sample, TrainConfig, train};
 use crate::common::{B, adapted_unet, bits, diffusion};
 
 /// Norms of the gradients by path.
-fn gradient_norms<M: Module<B>>(model: &M, gradients: &<B as AutodiffBackend>::Gradients) -> Vec<(String, f64)> {
+fn gradient_norms<M: Module<B>>(
+    model: &M,
+    gradients: &<B as AutodiffBackend>::Gradients,
+) -> Vec<(String, f64)> {
     struct Norms<'a> {
         path: Vec<String>,
         gradients: &'a <B as AutodiffBackend>::Gradients,
@@ -42,7 +45,11 @@ fn the_first_gradient_is_zero_for_a_and_not_for_b() {
     let samples: Vec<Sample> = (0..4).map(|i| Sample { index: i, position: i as u64 }).collect();
     let loss = diffusion(4).loss(&model, &samples, 0);
     let norms = gradient_norms(&model, &loss.backward());
-    assert_eq!(norms.len(), 2 * 4 * 8, "both factors of 8 projections in 4 transformers, and no other parameter");
+    assert_eq!(
+        norms.len(),
+        2 * 4 * 8,
+        "both factors of 8 projections in 4 transformers, and no other parameter"
+    );
     for (path, norm) in norms {
         match path.ends_with("lora_a") {
             true => assert_eq!(norm, 0.0, "{path}"),

@@ -87,8 +87,9 @@ fn formula(objective: &Diffusion<B, Plain<B>>, samples: &[Sample], w: f64, seed:
 #[test]
 fn uniform_and_min_snr_are_their_formulas() {
     let (w, seed) = (0.7, 9);
-    let model =
-        Plain { w: Param::from_tensor(Tensor::from_data(TensorData::new(vec![w], [1]), &Default::default())) };
+    let model = Plain {
+        w: Param::from_tensor(Tensor::from_data(TensorData::new(vec![w], [1]), &Default::default())),
+    };
     // many positions: timesteps on both sides of the bend, captions kept and dropped
     let samples: Vec<Sample> =
         (0..32).map(|i| Sample { index: i % 4, position: 100 + 3 * i as u64 }).collect();

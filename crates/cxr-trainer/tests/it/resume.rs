@@ -31,7 +31,10 @@ fn config() -> TrainConfig {
 }
 
 /// 7 pictures: an epoch of two steps, the second of 2 and 1.
-fn adapter(folder: &Path, progress: &Steps) -> Trained<<cxr_trainer::Diffusion<B, cxr_ldm::unet::UNet2dCondition<B>> as Objective<B>>::Model> {
+fn adapter(
+    folder: &Path,
+    progress: &Steps,
+) -> Trained<<cxr_trainer::Diffusion<B, cxr_ldm::unet::UNet2dCondition<B>> as Objective<B>>::Model> {
     train(adapted_unet(), &diffusion(7), &config(), folder, progress).unwrap()
 }
 
@@ -73,7 +76,10 @@ fn assert_same<M: Module<B>>(found: &Trained<M>, expected: &Trained<M>) {
 fn assert_same_lines(found: &Path, expected: &Path) {
     let lines = |folder: &Path| {
         let lines = watch::read(&folder.join("metrics.jsonl")).unwrap();
-        lines.into_iter().map(|line| (line.step, line.epoch, line.loss, line.gradient_norm)).collect::<Vec<_>>()
+        lines
+            .into_iter()
+            .map(|line| (line.step, line.epoch, line.loss, line.gradient_norm))
+            .collect::<Vec<_>>()
     };
     assert_eq!(lines(found), lines(expected));
     assert_eq!(lines(found).iter().map(|line| line.0).collect::<Vec<_>>(), [10, STEPS]);

@@ -61,10 +61,8 @@ impl Objective<B> for Targets {
 
     fn loss(&self, model: &Toy<B>, samples: &[Sample], _seed: u64) -> Tensor<B, 1> {
         let rows = samples.iter().flat_map(|sample| self.targets[sample.index].clone()).collect::<Vec<_>>();
-        let targets = Tensor::<B, 2>::from_data(
-            TensorData::new(rows, [samples.len(), WIDTH]),
-            &Default::default(),
-        );
+        let targets =
+            Tensor::<B, 2>::from_data(TensorData::new(rows, [samples.len(), WIDTH]), &Default::default());
         let error = model.w.val().unsqueeze::<2>() - targets;
         let loss = error.powi_scalar(2).sum() / (2 * samples.len()) as f64;
         let is_poisoned = samples.iter().any(|sample| self.poisoned.contains(&sample.position));
