@@ -29,7 +29,7 @@ const SHEET: usize = 64;
 /// Makes synthetic chest radiographs from prompts: PNG files that carry their settings, metadata.jsonl, and a
 /// contact sheet. For research; not for diagnosis.
 #[derive(Debug, Parser)]
-#[command(version, about)]
+#[command(version)]
 struct Args {
     /// What a picture shows, e.g. "Cardiomegaly."; may be given several times.
     #[arg(long, value_name = "TEXT", required_unless_present = "prompts_file")]
@@ -41,22 +41,22 @@ struct Args {
     #[arg(long, value_name = "TEXT", default_value = "")]
     negative: String,
     /// Seed of the first picture; picture i has seed + i.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
     /// Denoising steps, 1 to the model's training timesteps (1000): 20 to 30 are enough for dpmpp-2m, 50 for ddim.
-    #[arg(long, default_value_t = 30)]
+    #[arg(long, value_name = "N", default_value_t = 30)]
     steps: usize,
     /// Classifier-free guidance: 1 is none and halves the time; more follows the prompt more closely.
-    #[arg(long, default_value_t = 7.5)]
+    #[arg(long, value_name = "G", default_value_t = 7.5)]
     guidance: f64,
     /// Sampler: ddim or dpmpp-2m.
-    #[arg(long, default_value = "dpmpp-2m")]
+    #[arg(long, value_name = "NAME", default_value = "dpmpp-2m")]
     sampler: Sampler,
     /// Pictures in all; picture i has prompt i, and the first again after the last [default: one of each prompt].
-    #[arg(long)]
+    #[arg(long, value_name = "N", value_parser = one_or_more)]
     count: Option<NonZeroUsize>,
     /// Pictures that go through the model at once: memory and speed, not the result.
-    #[arg(long, default_value = "4")]
+    #[arg(long, value_name = "N", default_value = "4", value_parser = one_or_more)]
     batch: NonZeroUsize,
     /// LoRA adapter file, and how much of it is added [default weight: 1]; may be given several times.
     #[arg(long, value_name = "FILE[:WEIGHT]")]
@@ -72,6 +72,10 @@ struct Args {
     out: PathBuf,
     #[command(flatten)]
     run: RunArgs,
+}
+
+fn one_or_more(text: &str) -> Result<NonZeroUsize, String> {
+    text.parse().map_err(|_| "expected a whole number, 1 or more".to_string())
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -182,8 +186,8 @@ fn read_prompts(file: &Path) -> Result<Vec<String>> {
         Some("txt") => lines.map(|(_, line)| line.to_string()).collect(),
         Some("jsonl") => lines
             .map(|(index, line)| {
-                let row: Row = serde_json::from_str(line).with_context(|| format!("line {}", index + 1))?;
-                Ok(row.text)
+                let expected = || format!("line {}: expected an object with \"text\"", index + 1);
+                Ok(serde_json::from_str::<Row>(line).with_context(expected)?.text)
             })
             .collect::<Result<_>>()?,
         _ => bail!("expected a name that ends in .txt or .jsonl"),
@@ -247,7 +251,7 @@ impl Synthesize {
         let mut model =
             StableDiffusion::load(path, LoadOptions::default(), device).context("the model (--model)")?;
         for Lora { file, weight } in &self.args.lora {
-            model = model.with_lora(file, *weight).with_context(|| format!("--lora {}", file.display()))?;
+            model = model.with_lora(file, *weight).context("--lora")?;
         }
         Ok(model)
     }
@@ -262,8 +266,7 @@ impl Synthesize {
                 "--size {width}x{height}: for this model both must be multiples of {unit}, and not 0"
             );
         }
-        let timesteps = self.args.sampler.timesteps(&model.parts().schedule, self.args.steps);
-        Ok(timesteps.context("--steps")?.len())
+        Ok(self.args.sampler.timesteps(&model.parts().schedule, self.args.steps)?.len())
     }
 }
 

@@ -185,3 +185,42 @@ impl Progress for Counting<'_> {
         let _ = self.progress.advance(self.done.fetch_add(1, Ordering::SeqCst) + 1, "");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Remembers what it was told.
+    #[derive(Default)]
+    struct Heard(Mutex<Vec<(u64, String)>>);
+
+    impl Progress for Heard {
+        fn begin(&self, stage: &str, total: Option<u64>) {
+            self.0.lock().unwrap().push((total.unwrap_or(0), stage.to_string()));
+        }
+
+        fn advance(&self, done: u64, _: &str) -> ControlFlow<()> {
+            self.0.lock().unwrap().push((done, String::new()));
+            if done == 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        }
+    }
+
+    #[test]
+    fn times_read_as_people_write_them() {
+        assert_eq!([0.4, 75.3, 3725.0].map(seconds_text), ["0:00", "1:15", "1:02:05"]);
+    }
+
+    #[test]
+    fn many_stages_count_as_one_and_a_stop_reaches_them() {
+        let heard = Heard::default();
+        let counting = Counting::begin(&heard, "measuring", 3);
+        for _ in 0..2 {
+            Progress::begin(&counting, "part", Some(100));
+            counting.end("");
+        }
+        assert_eq!(counting.advance(57, "of the third part"), ControlFlow::Break(()));
+        let told = heard.0.lock().unwrap().clone();
+        assert_eq!(told.iter().map(|(n, _)| *n).collect::<Vec<_>>(), [3, 1, 2, 2]);
+        assert_eq!(told[0].1, "measuring");
+    }
+}

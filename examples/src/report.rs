@@ -98,3 +98,40 @@ pub fn write(report: &Report, folder: &Path) -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_page_carries_its_pictures_and_escapes_text() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("dot.png");
+        image::RgbImage::new(2, 2).save(&path).unwrap();
+        let report = Report {
+            title: "A <b>title</b>".into(),
+            summary: vec!["One line.".into()],
+            comparison: vec![Comparison {
+                name: "distance".into(),
+                base: "2".into(),
+                adapted: "1".into(),
+                difference: "-1".into(),
+                floor: "0.5".into(),
+            }],
+            figures: vec![Figure { caption: "a dot".into(), path: path.clone(), wide: true }],
+            tables: vec![Table { title: "Settings".into(), rows: vec![("seed".into(), "7".into())] }],
+        };
+        write(&report, folder.path()).unwrap();
+        let html = std::fs::read_to_string(folder.path().join("report.html")).unwrap();
+        let picture = base64::engine::general_purpose::STANDARD.encode(std::fs::read(&path).unwrap());
+        assert!(html.contains(&picture), "the picture is not in the page");
+        assert!(html.contains("A &lt;b&gt;title") && !html.contains("A <b>title"), "text is not escaped");
+        let markdown = std::fs::read_to_string(folder.path().join("report.md")).unwrap();
+        assert!(markdown.contains("| distance | 2 | 1 | -1 | 0.5 |"), "{markdown}");
+        assert!(markdown.contains("![a dot](dot.png)"), "{markdown}");
+
+        std::fs::remove_file(&path).unwrap();
+        let error = write(&report, folder.path()).unwrap_err().to_string();
+        assert!(error.contains("dot.png"), "{error}");
+    }
+}

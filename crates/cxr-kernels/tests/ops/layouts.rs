@@ -11,7 +11,11 @@ fn tidy<const D: usize>(x: &Tensor<Flex, D>) -> Tensor<Flex, D> {
     Tensor::from_data(TensorData::new(read(x.clone()), x.dims()), &Default::default())
 }
 
-/// A tensor of the given shape in three disguises: transposed, sliced out of a larger one, and both at once.
+/// How many tensors [`disguises`] makes.
+const DISGUISES: usize = 5;
+
+/// Tensors of the given shape: transposed, sliced out of a larger one, both at once, the middle rows of a buffer,
+/// and one row repeated by a stride of zero.
 fn disguises<const D: usize>(shape: [usize; D], seed: u64) -> Vec<Tensor<Flex, D>> {
     let mut reversed = shape;
     reversed.swap(0, D - 1);
@@ -28,6 +32,11 @@ fn disguises<const D: usize>(shape: [usize; D], seed: u64) -> Vec<Tensor<Flex, D
     taller[0] += 2;
     let taller: Tensor<Flex, D> = tensor(&numbers(taller.iter().product(), seed), taller);
     all.push(taller.narrow(0, 1, shape[0]));
+    let mut first = shape;
+    first[0] = 1;
+    let first: Tensor<Flex, D> = tensor(&numbers(first.iter().product(), seed), first);
+    all.push(first.expand(shape));
+    assert_eq!(all.len(), DISGUISES);
     all
 }
 
@@ -62,7 +71,7 @@ fn check_within<const D: usize, const N: usize, const E: usize>(
     tolerance: f64,
     f: &dyn Fn([Tensor<Ad, D>; N]) -> Tensor<Ad, E>,
 ) {
-    for disguise in 0..4 {
+    for disguise in 0..DISGUISES {
         let mut seed = 0;
         let arguments = shapes.map(|shape| {
             seed += 1;
@@ -103,7 +112,7 @@ fn activations() {
 /// What runs in place does so only in a buffer that is all its own.
 #[test]
 fn views_that_alone_hold_their_buffer() {
-    for disguise in 0..4 {
+    for disguise in 0..DISGUISES {
         let view = || disguises([5, 7, 6], 1).swap_remove(disguise);
         let expected = tidy(&view());
         for f in [ops::silu, ops::gelu] {

@@ -57,7 +57,6 @@ fn the_loss_curve_is_a_picture() {
         })
         .collect();
     plot_loss(&records, "Loss of a test", &path).unwrap();
-    std::fs::copy(&path, "/tmp/loss_test.png").unwrap();
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left beside it");
     let decoder = png::Decoder::new(std::io::BufReader::new(fs::File::open(&path).unwrap()));
     let mut reader = decoder.read_info().unwrap();
