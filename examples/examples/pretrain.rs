@@ -51,7 +51,7 @@ enum Stage {
 
 /// Trains the embedded base model and the small feature extractor from scratch.
 #[derive(Debug, Parser)]
-#[command(version, about)]
+#[command(version)]
 struct Args {
     /// Where checkpoints, logs and the model go; an interrupted run in it is continued.
     #[arg(long, default_value = "out/pretrain")]
@@ -69,7 +69,7 @@ struct Args {
     #[arg(long, default_value_t = 2e-3)]
     autoencoder_rate: f64,
     /// Optimizer steps of text encoder and UNet.
-    #[arg(long, default_value_t = 4000)]
+    #[arg(long, default_value_t = 3600)]
     denoiser_steps: u64,
     /// Pictures per step of text encoder and UNet.
     #[arg(long, default_value_t = 32)]
@@ -134,7 +134,7 @@ impl Job for Pretrain {
         save_folder(&folder, &config, &model.text_encoder, &model.unet, &vae.valid(), SaveDtype::F16)?;
         let count = |(all, _): (usize, usize)| all;
         let log = json!({
-            "command": command(),
+            "command": args.command(),
             "version": env!("CARGO_PKG_VERSION"),
             "seed": args.seed,
             "train_thumbnails": train.len(),
@@ -160,11 +160,6 @@ impl Job for Pretrain {
     }
 }
 
-/// The arguments that this program was called with.
-fn command() -> String {
-    std::env::args().skip(1).collect::<Vec<_>>().join(" ")
-}
-
 /// The sizes of the embedded model; the autoencoder's scaling factor comes later.
 fn model_config() -> Result<ModelConfig> {
     let config = ModelConfig {
@@ -178,6 +173,22 @@ fn model_config() -> Result<ModelConfig> {
 }
 
 impl Args {
+    /// The command that makes the same files, wherever it puts them.
+    fn command(&self) -> String {
+        format!(
+            "pretrain --autoencoder-steps {} --autoencoder-batch {} --autoencoder-rate {} --denoiser-steps {} \
+             --denoiser-batch {} --denoiser-rate {} --pool {} --seed {}",
+            self.autoencoder_steps,
+            self.autoencoder_batch,
+            self.autoencoder_rate,
+            self.denoiser_steps,
+            self.denoiser_batch,
+            self.denoiser_rate,
+            self.pool,
+            self.seed
+        )
+    }
+
     /// Trains the extractor, and judges it on held-out patients.
     fn extractor<B: DiffusionAutodiff>(
         &self,
@@ -196,7 +207,7 @@ impl Args {
         let folder = self.out.join("cxr-small-extractor");
         extractor.save(&folder)?;
         let log = json!({
-            "command": command(), "version": env!("CARGO_PKG_VERSION"), "settings": config,
+            "command": self.command(), "version": env!("CARGO_PKG_VERSION"), "settings": config,
             "mean_held_out_auroc": mean_auroc(&table), "held_out_auroc": table,
         });
         let text = serde_json::to_string_pretty(&log)? + "\n";

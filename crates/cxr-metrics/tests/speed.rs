@@ -34,7 +34,7 @@ fn a_comparison_takes_seconds() {
         let card = Evaluation::default().compare(&real, &fake, &extractor, &Silent).unwrap();
         let seconds = started.elapsed().as_secs_f64();
         println!("N = {n}: {seconds:.2} s\n{}", card.markdown());
-        // Two to three seconds of two idle cores; the rest of the room is for a busy machine.
+        // All sizes together take 7 s of CPU time; the rest of the room is for a busy machine.
         assert!(seconds < 60.0, "N = {n}: {seconds} s, meant to be a few");
         for figure in &card.figures {
             assert_eq!((figure.n_real, figure.n_fake), (n, n));

@@ -100,7 +100,7 @@ pub fn load_trainable<B: Backend, M: Module<B>>(module: M, path: &Path) -> Resul
         .filter(|info| info.trainable)
         .map(|info| (info.path, info.shape))
         .collect();
-    if let Some(name) = file.names().into_iter().find(|name| !wanted.contains_key(&name.to_string())) {
+    if let Some(name) = file.names().find(|name| !wanted.contains_key(*name)) {
         return Err(wrong(format!("{name} is no trainable parameter of this model")));
     }
     parameters::map_data(module, |name, shape| {

@@ -232,7 +232,11 @@ fn block_on<F: Future>(future: F) -> F::Output {
 }
 
 #[cfg(feature = "wgpu")]
-fn wgpu_device<P: Program>(device: DeviceSpec, adapter: Adapter, program: P) -> Result<P::Output, DeviceError> {
+fn wgpu_device<P: Program>(
+    device: DeviceSpec,
+    adapter: Adapter,
+    program: P,
+) -> Result<P::Output, DeviceError> {
     use burn::backend::wgpu::WgpuDevice;
     type B = burn::backend::Autodiff<burn::backend::Wgpu<f32, i32>>;
     let (wanted, target) = match adapter {
@@ -272,7 +276,9 @@ mod tests {
 
     #[test]
     fn names_are_read_back() {
-        for name in ["auto", "flex", "cuda:0", "cuda:3", "wgpu:1", "wgpu:cpu", "wgpu:integrated", "tch", "tch:2"] {
+        for name in
+            ["auto", "flex", "cuda:0", "cuda:3", "wgpu:1", "wgpu:cpu", "wgpu:integrated", "tch", "tch:2"]
+        {
             assert_eq!(name.parse::<DeviceSpec>().unwrap().to_string(), name);
         }
         for name in ["", "gpu", "cuda:x", "flex:1", "auto:0", "wgpu:"] {

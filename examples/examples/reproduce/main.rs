@@ -25,7 +25,7 @@ use serde::Serialize;
 
 /// Repeats the paper: base pictures, LoRA fine-tuning on radiographs, adapted pictures, distances, report.
 #[derive(Debug, Clone, Parser, Serialize)]
-#[command(version, about)]
+#[command(version)]
 struct Args {
     /// Where everything goes; stages that are done in it already are skipped.
     #[arg(long, default_value = "out/reproduce")]

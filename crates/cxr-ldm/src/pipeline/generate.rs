@@ -170,8 +170,8 @@ impl<B: DiffusionBackend> StableDiffusion<B> {
             return self.predict(latents, timestep, context);
         }
         let both = self.predict(Tensor::cat(vec![latents.clone(), latents], 0), timestep, context);
-        let unconditional = both.clone().slice([0..n]);
-        let conditional = both.slice([n..2 * n]);
+        let unconditional = both.clone().slice(0..n);
+        let conditional = both.slice(n..2 * n);
         unconditional.clone() + (conditional - unconditional) * request.guidance
     }
 

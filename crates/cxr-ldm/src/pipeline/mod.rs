@@ -136,12 +136,22 @@ impl<B: DiffusionBackend> StableDiffusion<B> {
     /// A prompt that is too long is cut, with a warning, as diffusers does; an error if `strict`.
     ///
     /// # Errors
-    /// [`Error::PromptTooLong`].
+    /// [`Error::PromptTooLong`]; [`Error::Mismatch`] if the text encoder has fewer tokens than the tokenizer.
     pub fn encode_prompts(&self, prompts: &[&str], strict: bool) -> Result<Tensor<B, 3>, Error> {
         let mut ids: Vec<i64> = Vec::new();
         for prompt in prompts {
             self.check_length(prompt, strict)?;
             ids.extend(self.parts.tokenizer.encode(prompt).ids.iter().map(|&id| i64::from(id)));
+        }
+        let (known, needed) =
+            (self.parts.config.text.vocab_size, ids.iter().max().map_or(0, |id| *id as usize + 1));
+        if needed > known {
+            return Err(Error::Mismatch {
+                left: "text_encoder vocab_size".into(),
+                left_value: known,
+                right: "tokens of the prompt, the highest id and one,".into(),
+                right_value: needed,
+            });
         }
         let width = ids.len() / prompts.len().max(1);
         let ids = TensorData::new(ids, [prompts.len(), width]);

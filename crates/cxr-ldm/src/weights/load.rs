@@ -109,7 +109,6 @@ fn match_names<B: Backend, M: Module<B>>(
     let mut in_file: BTreeMap<String, String> = BTreeMap::new();
     let shape_of = |key: &str| file.info(key).map(|info| info.shape.clone());
     for key in file.names() {
-        let key: &str = key.as_ref();
         let Some(name) = canonical(component, key) else { continue };
         if in_file.insert(name, key.to_string()).is_some() {
             // two spellings of one tensor: which one counts is nothing to guess

@@ -104,7 +104,7 @@ fn uniform_and_min_snr_are_their_formulas() {
         let found = objective.loss(&model, &samples, seed);
         assert_eq!(found.dims(), [1]);
         let found: f64 = found.into_data().iter::<f64>().sum();
-        let expected = formula(&objective, &samples, f64::from(w), seed);
+        let expected = formula(&objective, &samples, w, seed);
         assert!((found / expected - 1.0).abs() < 1e-5, "{weight:?}, dropout {dropout}: {found} {expected}");
         losses.push(found);
     }
