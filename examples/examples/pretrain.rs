@@ -24,7 +24,8 @@ use cxr::ldm::vae::{AutoencoderKl, AutoencoderKlConfig};
 use cxr::ldm::weights::save_folder;
 use cxr::tokenizer::ClipTokenizer;
 use cxr::trainer::{
-    Diffusion, LearningRate, Reconstruction, SnrWeight, TrainConfig, Trained, initialize, train, watch,
+    Diffusion, LatentSample, LearningRate, Reconstruction, SnrWeight, TrainConfig, Trained, initialize,
+    train, watch,
 };
 use cxr_examples::backend::{Job, RunArgs, exit, run};
 use cxr_examples::demo::autoencoder::{AutoencoderPictures, reconstruct};
@@ -32,6 +33,7 @@ use cxr_examples::demo::extractor::{
     LabelledPictures, extractor_config, judge_extractor, learnable_findings, mean_auroc, train_extractor,
 };
 use cxr_examples::demo::joint::TextToLatent;
+use cxr_examples::demo::latents::Strength;
 use cxr_examples::demo::pictures::grey_image;
 use cxr_examples::demo::thumbnails::Thumbnails;
 use cxr_examples::demo::{self, latents};
@@ -71,13 +73,16 @@ struct Args {
     /// Optimizer steps of text encoder and UNet.
     #[arg(long, default_value_t = 3600)]
     denoiser_steps: u64,
+    /// Optimizer steps of their second pass, on strongly randomized pictures.
+    #[arg(long, default_value_t = 1000)]
+    strong_steps: u64,
     /// Pictures per step of text encoder and UNet.
     #[arg(long, default_value_t = 32)]
     denoiser_batch: usize,
-    /// Highest learning rate of text encoder and UNet.
+    /// Highest learning rate of text encoder and UNet; half of it in the second pass.
     #[arg(long, default_value_t = 1e-3)]
     denoiser_rate: f64,
-    /// Pictures in the pool that text encoder and UNet learn from.
+    /// Pictures in the pool that text encoder and UNet learn from; half as many in the second pass.
     #[arg(long, default_value_t = 14_400)]
     pool: usize,
     /// Run this stage alone (the model wants the autoencoder's checkpoints).
@@ -145,7 +150,7 @@ impl Job for Pretrain {
                 "held_out_psnr_db": psnr, "seconds_of_last_start": autoencoder_seconds,
             },
             "denoiser": {
-                "steps": args.denoiser_steps, "batch": args.denoiser_batch, "rate": args.denoiser_rate,
+                "steps": args.denoiser_steps, "strong_steps": args.strong_steps, "batch": args.denoiser_batch, "rate": args.denoiser_rate,
                 "pool": args.pool,
                 "parameters": count(parameters::count(&model.unet)),
                 "text_encoder_parameters": count(parameters::count(&model.text_encoder)),
@@ -158,6 +163,20 @@ impl Job for Pretrain {
         println!("{}", folder.display());
         Ok(())
     }
+}
+
+/// One training of text encoder and UNet.
+struct Pass {
+    /// The folder of its checkpoints.
+    name: &'static str,
+    steps: u64,
+    rate: f64,
+    pool: usize,
+}
+
+/// Token ids of a caption.
+fn ids(tokenizer: &ClipTokenizer, text: &str) -> Arc<Vec<i64>> {
+    Arc::new(tokenizer.encode(text).ids.iter().map(|id| i64::from(*id)).collect())
 }
 
 /// The sizes of the embedded model; the autoencoder's scaling factor comes later.
@@ -177,11 +196,12 @@ impl Args {
     fn command(&self) -> String {
         format!(
             "pretrain --autoencoder-steps {} --autoencoder-batch {} --autoencoder-rate {} --denoiser-steps {} \
-             --denoiser-batch {} --denoiser-rate {} --pool {} --seed {}",
+             --strong-steps {} --denoiser-batch {} --denoiser-rate {} --pool {} --seed {}",
             self.autoencoder_steps,
             self.autoencoder_batch,
             self.autoencoder_rate,
             self.denoiser_steps,
+            self.strong_steps,
             self.denoiser_batch,
             self.denoiser_rate,
             self.pool,
@@ -201,8 +221,7 @@ impl Args {
         let config = TrainConfig { seed: self.seed, ..extractor_config() };
         let run = self.out.join("extractor");
         let titled = Titled { progress, title: "extractor" };
-        let extractor =
-            train_extractor::<B>(pick(&thumbnails.split.train), &config, &run, device, &titled)?;
+        let extractor = train_extractor::<B>(pick(&thumbnails.split.train), &config, &run, device, &titled)?;
         let table = judge_extractor(&extractor, &pick(&thumbnails.split.test), progress)?;
         let folder = self.out.join("cxr-small-extractor");
         extractor.save(&folder)?;
@@ -212,7 +231,10 @@ impl Args {
         });
         let text = serde_json::to_string_pretty(&log)? + "\n";
         atomic::write_bytes(folder.join("pretrain.json"), text.as_bytes())?;
-        eprintln!("held-out AUROC of the extractor, mean over findings: {:.3}", mean_auroc(&table).unwrap_or(f64::NAN));
+        eprintln!(
+            "held-out AUROC of the extractor, mean over findings: {:.3}",
+            mean_auroc(&table).unwrap_or(f64::NAN)
+        );
         println!("{}", folder.display());
         Ok(())
     }
@@ -275,17 +297,58 @@ impl Args {
         device: &B::Device,
         progress: &dyn Progress,
     ) -> Result<TextToLatent<B>> {
-        let tokenizer = ClipTokenizer::embedded();
-        let ids = |text: &str| {
-            Arc::new(tokenizer.encode(text).ids.iter().map(|id| i64::from(*id)).collect::<Vec<_>>())
-        };
-        let pictures: Vec<_> = latents::pool(thumbnails, self.pool, self.seed)
-            .into_iter()
-            .map(|picture| (picture.pixels, ids(&picture.caption)))
-            .collect();
-        let mut samples = latents::encode(&vae.valid(), &pictures, device, progress)?;
+        let mut samples = self.samples(vae, thumbnails, Strength::Rising, self.pool, device, progress)?;
         config.vae.scaling_factor = latents::scaling_factor(&samples);
         latents::scale(&mut samples, config.vae.scaling_factor);
+        let model =
+            TextToLatent { text_encoder: config.text.init::<B>(device), unet: config.unet.init::<B>(device) };
+        let model = initialize(model, self.seed);
+        let first =
+            Pass { name: "denoiser", steps: self.denoiser_steps, rate: self.denoiser_rate, pool: self.pool };
+        let model = self.pass(model, samples, config, &first, device, progress)?;
+
+        let pool = self.pool / 2;
+        let mut samples = self.samples(vae, thumbnails, Strength::Strong, pool, device, progress)?;
+        latents::scale(&mut samples, config.vae.scaling_factor);
+        let (steps, rate) = (self.strong_steps, 0.5 * self.denoiser_rate);
+        self.pass(
+            model,
+            samples,
+            config,
+            &Pass { name: "denoiser-strong", steps, rate, pool },
+            device,
+            progress,
+        )
+    }
+
+    /// Latents and captions of a pool of pictures.
+    fn samples<B: DiffusionAutodiff>(
+        &self,
+        vae: &AutoencoderKl<B>,
+        thumbnails: &Thumbnails,
+        strength: Strength,
+        count: usize,
+        device: &B::Device,
+        progress: &dyn Progress,
+    ) -> Result<Vec<LatentSample<Arc<Vec<i64>>>>> {
+        let tokenizer = ClipTokenizer::embedded();
+        let pictures: Vec<_> = latents::pool(thumbnails, strength, count, self.seed)
+            .into_iter()
+            .map(|picture| (picture.pixels, ids(&tokenizer, &picture.caption)))
+            .collect();
+        latents::encode(&vae.valid(), &pictures, device, progress)
+    }
+
+    /// Trains text encoder and UNet on some samples.
+    fn pass<B: DiffusionAutodiff>(
+        &self,
+        model: TextToLatent<B>,
+        samples: Vec<LatentSample<Arc<Vec<i64>>>>,
+        config: &ModelConfig,
+        pass: &Pass,
+        device: &B::Device,
+        progress: &dyn Progress,
+    ) -> Result<TextToLatent<B>> {
         let side = config.unet.sample_size;
         let objective = Diffusion::<B, TextToLatent<B>> {
             samples,
@@ -293,26 +356,22 @@ impl Args {
             alphas_cumprod: NoiseSchedule::new(config.schedule.clone())?.alphas_cumprod().to_vec(),
             weight: SnrWeight::MinSnr(5.0),
             dropout: 0.1,
-            unconditional: ids(""),
-            fingerprint: format!("pool {} scaled by {}", self.pool, config.vae.scaling_factor),
+            unconditional: ids(&ClipTokenizer::embedded(), ""),
+            fingerprint: format!("pool {} scaled by {}", pass.pool, config.vae.scaling_factor),
             device: device.clone(),
         };
-        let model = TextToLatent {
-            text_encoder: config.text.init::<B>(device),
-            unet: config.unet.init::<B>(device),
-        };
-        let model = parameters::set_trainable(initialize(model, self.seed), |_| true);
         let train_config = TrainConfig {
-            steps: self.denoiser_steps,
+            steps: pass.steps,
             batch_size: self.denoiser_batch,
-            learning_rate: LearningRate::cosine(self.denoiser_rate, self.denoiser_steps / 40),
+            learning_rate: LearningRate::cosine(pass.rate, pass.steps / 40),
             clip_norm: Some(1.0),
             ema: Some(0.998),
             seed: self.seed,
             ..TrainConfig::default()
         };
-        let folder = self.out.join("denoiser");
-        let titled = Titled { progress, title: "text encoder and UNet" };
+        let model = parameters::set_trainable(model, |_| true);
+        let folder = self.out.join(pass.name);
+        let titled = Titled { progress, title: pass.name };
         let trained = train(model, &objective, &train_config, &folder, &titled)?;
         self.finish(trained, &folder, "Text encoder and UNet: loss")
     }

@@ -83,7 +83,14 @@ impl Progress for Terminal {
             eprintln!("{stage} ...");
         }
         self.with_stage(|slot| {
-            *slot = Some(Stage { name: stage.to_string(), bar, total, started: now, last_line: now, first: None });
+            *slot = Some(Stage {
+                name: stage.to_string(),
+                bar,
+                total,
+                started: now,
+                last_line: now,
+                first: None,
+            });
         });
     }
 
@@ -101,9 +108,10 @@ impl Progress for Terminal {
             } else if stage.last_line.elapsed() >= LINE_EVERY {
                 stage.last_line = Instant::now();
                 let seconds = stage.started.elapsed().as_secs_f64();
-                let left = stage.total.filter(|_| done > first).map(|total| {
-                    seconds / (done - first) as f64 * total.saturating_sub(done) as f64
-                });
+                let left = stage
+                    .total
+                    .filter(|_| done > first)
+                    .map(|total| seconds / (done - first) as f64 * total.saturating_sub(done) as f64);
                 let left = left.map_or(String::new(), |left| format!(", {} left", seconds_text(left)));
                 let total = stage.total.map_or(String::new(), |total| format!("/{total}"));
                 eprintln!("{}: {done}{total}, {}{left} {message}", stage.name, seconds_text(seconds));

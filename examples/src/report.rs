@@ -80,7 +80,8 @@ pub fn write(report: &Report, folder: &Path) -> anyhow::Result<()> {
         .figures
         .iter()
         .map(|figure| {
-            let bytes = std::fs::read(&figure.path).with_context(|| format!("cannot read {}", figure.path.display()))?;
+            let bytes = std::fs::read(&figure.path)
+                .with_context(|| format!("cannot read {}", figure.path.display()))?;
             let file = figure.path.strip_prefix(folder).unwrap_or(&figure.path).display().to_string();
             let data = base64::engine::general_purpose::STANDARD.encode(bytes);
             Ok(Embedded { caption: figure.caption.clone(), wide: figure.wide, file, data })

@@ -111,8 +111,7 @@ pub(crate) fn finetune<B: DiffusionAutodiff>(
     let file = folder.join("adapter.safetensors");
     lora::write(&file, &adapter, Format::Diffusers)?;
     let loss = records.last().map_or(f64::NAN, |record| record.smoothed);
-    let done =
-        Finetuned { file, curve, layers, parameters: trainable, unet_parameters, model_hash, loss };
+    let done = Finetuned { file, curve, layers, parameters: trainable, unet_parameters, model_hash, loss };
     stage::keep(&record, &key, &done)?;
     Ok(done)
 }

@@ -87,7 +87,11 @@ impl Args {
     }
 
     fn check(&self) -> Result<()> {
-        ensure!(self.pictures >= 4, "--pictures is {}, expected 4 or more: distances are of sets", self.pictures);
+        ensure!(
+            self.pictures >= 4,
+            "--pictures is {}, expected 4 or more: distances are of sets",
+            self.pictures
+        );
         ensure!(self.rank >= 1, "--rank is 0, expected 1 or more");
         ensure!(self.sampling_steps >= 1, "--sampling-steps is 0, expected 1 or more");
         ensure!(self.guidance.is_finite(), "--guidance is {}, expected a number", self.guidance);
@@ -117,7 +121,8 @@ impl Job for Reproduce {
         let extractor = SmallExtractor::<B::InnerBackend>::load(&demo::extractor_folder(), &device)?;
 
         let thumbnails = stage::prepare(args)?;
-        let base = picture::make::<B::InnerBackend>(args, &thumbnails, &model, None, "base", &device, &progress)?;
+        let base =
+            picture::make::<B::InnerBackend>(args, &thumbnails, &model, None, "base", &device, &progress)?;
         let adapter = lora::finetune::<B>(args, &thumbnails, &model, &device, &progress)?;
         let adapted = picture::make::<B::InnerBackend>(
             args,

@@ -102,7 +102,11 @@ pub(crate) fn measure<B: DiffusionBackend>(
         )?,
     };
     stage::keep(&record, &key, &measured)?;
-    counting.finish(&format!("{} pictures of each model, {} held-out radiographs", args.pictures, held_out.len()));
+    counting.finish(&format!(
+        "{} pictures of each model, {} held-out radiographs",
+        args.pictures,
+        held_out.len()
+    ));
     Ok(measured)
 }
 
@@ -119,11 +123,7 @@ fn copies(data: &Thumbnails, made: Set<'_>, train: Set<'_>, held_out: Set<'_>) -
         .map(|&i| data.collection.pairs[i].group.clone().unwrap_or_else(|| format!("pair {i}")))
         .collect();
     let groups = Some(patients.as_slice());
-    let rows = audit(
-        (&made_pixels, &made.1.features),
-        (&train_pixels, &train.1.features),
-        groups,
-    )?;
+    let rows = audit((&made_pixels, &made.1.features), (&train_pixels, &train.1.features), groups)?;
     let real_pixels = nearest_neighbours(&held_out_pixels, &train_pixels, groups)?;
     let real_features = nearest_neighbours(&held_out.1.features, &train.1.features, groups)?;
     let pixel_threshold = distance_threshold(&real_pixels, COPY_RATE)?;
@@ -149,7 +149,8 @@ fn read(files: &[PathBuf]) -> Result<Vec<Picture>> {
     files
         .iter()
         .map(|file| {
-            let image = image::open(file).with_context(|| format!("cannot read {}", file.display()))?.to_rgb8();
+            let image =
+                image::open(file).with_context(|| format!("cannot read {}", file.display()))?.to_rgb8();
             let size = ImageSize { width: image.width() as usize, height: image.height() as usize };
             Ok(Picture::new(size, 3, image.into_raw())?)
         })

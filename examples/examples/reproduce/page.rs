@@ -9,10 +9,10 @@ use cxr_examples::demo::{pictures::grey_image, thumbnails::Thumbnails};
 use cxr_examples::progress::seconds_text;
 use cxr_examples::report::{self, Comparison, Figure, Report, Table};
 
+use crate::Args;
 use crate::lora::Finetuned;
 use crate::measure::{Copies, Measured};
 use crate::picture::Pictures;
-use crate::Args;
 
 /// Columns and pictures of a grid.
 const COLUMNS: usize = 4;
@@ -150,8 +150,14 @@ fn copies(copies: &Copies) -> Table {
     Table {
         title: "Are there copies of training radiographs among the adapted model's pictures?".into(),
         rows: vec![
-            ("nearer in pixels than 99 % of held-out radiographs".into(), format!("{} {of}", copies.near_in_pixels)),
-            ("nearer in features than 99 % of held-out radiographs".into(), format!("{} {of}", copies.near_in_features)),
+            (
+                "nearer in pixels than 99 % of held-out radiographs".into(),
+                format!("{} {of}", copies.near_in_pixels),
+            ),
+            (
+                "nearer in features than 99 % of held-out radiographs".into(),
+                format!("{} {of}", copies.near_in_features),
+            ),
             (
                 "median distance in pixels to the nearest training radiograph".into(),
                 format!(
@@ -182,7 +188,10 @@ fn settings(args: &Args, lora: &Finetuned, measured: &Measured, seconds: f64) ->
         ("sampler".into(), format!("DPM-Solver++ 2M, {} steps", args.sampling_steps)),
         ("guidance".into(), args.guidance.to_string()),
         ("adapter".into(), format!("rank {}, alpha {}, {} layers", args.rank, args.rank, lora.layers)),
-        ("trainable parameters".into(), format!("{} beside {} frozen", lora.parameters, lora.unet_parameters)),
+        (
+            "trainable parameters".into(),
+            format!("{} beside {} frozen", lora.parameters, lora.unet_parameters),
+        ),
         (
             "fine-tuning".into(),
             format!(

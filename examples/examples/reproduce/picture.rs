@@ -68,7 +68,8 @@ pub(crate) fn make<B: DiffusionBackend>(
         progress.begin(&title, None);
         progress.end("already there");
     } else {
-        let batches: Vec<&[usize]> = missing.chunk_by(|a, b| a + 1 == *b).flat_map(|run| run.chunks(BATCH)).collect();
+        let batches: Vec<&[usize]> =
+            missing.chunk_by(|a, b| a + 1 == *b).flat_map(|run| run.chunks(BATCH)).collect();
         progress.begin(&title, Some((batches.len() * args.sampling_steps) as u64));
         for (done, batch) in batches.iter().enumerate() {
             let progress = Later { progress, before: (done * args.sampling_steps) as u64 };

@@ -16,21 +16,42 @@ use super::thumbnails::Thumbnails;
 /// Pictures encoded at once.
 const BATCH: usize = 32;
 
+/// How strongly the thumbnails of a pool are randomized.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Strength {
+    /// From mild to strong, every change named in the caption: the base learns the anatomy, and the words.
+    Rising,
+    /// Strong alone, and in every other caption the changes are not named: a bare impression does not mean a clean
+    /// radiograph, as it does not to a general model.
+    Strong,
+}
+
 /// The pool that the base model learns from: `count` pictures, a sixth of them procedural, the others thumbnails of
-/// training patients under randomization from mild to strong.
-pub fn pool(thumbnails: &Thumbnails, count: usize, seed: u64) -> Vec<Picture> {
+/// training patients under randomization.
+pub fn pool(thumbnails: &Thumbnails, strength: Strength, count: usize, seed: u64) -> Vec<Picture> {
     let train = &thumbnails.split.train;
+    let purpose = match strength {
+        Strength::Rising => "base picture",
+        Strength::Strong => "strong base picture",
+    };
     (0..count)
         .map(|i| {
-            let mut stream = Stream::new(seed, "base picture", i as u64);
+            let mut stream = Stream::new(seed, purpose, i as u64);
             if i % 6 == 5 {
                 return procedural(&mut stream);
             }
             let position = train[(i - i / 6) % train.len()];
-            // more mild than strong: the base has to know the anatomy, so that an adapter finds the style
-            let strength = 0.1 + 0.9 * stream.uniform().powf(1.5);
+            let amount = match strength {
+                // more mild than strong
+                Strength::Rising => 0.1 + 0.9 * stream.uniform().powf(1.5),
+                Strength::Strong => 0.5 + 0.5 * stream.uniform(),
+            };
             let finding = &thumbnails.collection.pairs[position].text;
-            randomized(&thumbnails.pixels[position], finding, strength, &mut stream)
+            let mut picture = randomized(&thumbnails.pixels[position], finding, amount, &mut stream);
+            if strength == Strength::Strong && stream.uniform() < 0.5 {
+                picture.caption.clone_from(finding);
+            }
+            picture
         })
         .collect()
 }
@@ -54,7 +75,11 @@ pub fn encode<B: DiffusionBackend, C: Clone>(
         let means: Vec<f32> = moments.mean.into_data().iter::<f32>().collect();
         let stds: Vec<f32> = (moments.logvar * 0.5).exp().into_data().iter::<f32>().collect();
         for ((mean, std), (_, condition)) in means.chunks(size).zip(stds.chunks(size)).zip(batch) {
-            samples.push(LatentSample { mean: mean.to_vec(), std: std.to_vec(), condition: condition.clone() });
+            samples.push(LatentSample {
+                mean: mean.to_vec(),
+                std: std.to_vec(),
+                condition: condition.clone(),
+            });
         }
         if progress.advance(samples.len() as u64, "") == ControlFlow::Break(()) {
             bail!("stopped while encoding");

@@ -82,7 +82,13 @@ pub fn procedural(stream: &mut Stream) -> Picture {
         .map(|_| [stream.uniform(), stream.uniform(), 0.06 + 0.2 * stream.uniform()])
         .collect();
     let waves: Vec<[f32; 3]> = (0..6)
-        .map(|_| [12.0 * (stream.uniform() - 0.5), 12.0 * (stream.uniform() - 0.5), std::f32::consts::TAU * stream.uniform()])
+        .map(|_| {
+            [
+                12.0 * (stream.uniform() - 0.5),
+                12.0 * (stream.uniform() - 0.5),
+                std::f32::consts::TAU * stream.uniform(),
+            ]
+        })
         .collect();
     let swapped = stream.uniform() < 0.5;
     let value = |x: f32, y: f32| -> f32 {
@@ -189,7 +195,8 @@ mod tests {
         let kinds: std::collections::BTreeSet<_> = (0..100)
             .map(|i| {
                 let picture = procedural(&mut Stream::new(2, "test", i));
-                let (low, high) = picture.pixels.iter().fold((1.0_f32, 0.0_f32), |(l, h), p| (l.min(*p), h.max(*p)));
+                let (low, high) =
+                    picture.pixels.iter().fold((1.0_f32, 0.0_f32), |(l, h), p| (l.min(*p), h.max(*p)));
                 assert!(low >= 0.0 && high <= 1.0 && high > low, "{}", picture.caption);
                 picture.caption
             })

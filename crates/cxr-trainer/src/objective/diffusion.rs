@@ -116,7 +116,9 @@ impl<B: AutodiffBackend, M: Denoise<B> + burn::module::AutodiffModule<B>> Object
     }
 
     fn fingerprint(&self) -> String {
-        self.fingerprint.clone()
+        // what the schedule is, told by its two ends and length: no two in use agree in all three
+        let ends = (self.alphas_cumprod.first(), self.alphas_cumprod.last(), self.alphas_cumprod.len());
+        format!("{} {:?} dropout {} {ends:?}", self.fingerprint, self.weight, self.dropout)
     }
 
     fn loss(&self, model: &M, samples: &[Sample], seed: u64) -> Tensor<B, 1> {
