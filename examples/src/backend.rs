@@ -9,8 +9,8 @@ use cxr::kernels::DiffusionAutodiff;
 /// `--device` and `--quiet`, which every program has.
 #[derive(Debug, Clone, clap::Args)]
 pub struct RunArgs {
-    /// Device: auto, flex (CPU), cuda[:N], wgpu[:N|:cpu|:integrated], tch[:N]; what this binary was not built with is
-    /// refused.
+    /// Device: `auto`, `flex` (CPU), `cuda[:N]`, `wgpu[:N|:cpu|:integrated]`, `tch[:N]`; what this binary was not
+    /// built with is refused.
     #[arg(long, default_value = "auto")]
     pub device: DeviceSpec,
     /// Show no progress.

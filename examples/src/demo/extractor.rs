@@ -15,7 +15,7 @@ use cxr::metrics::small::{SmallConfig, SmallExtractor, SmallNetwork, multi_label
 use cxr::metrics::{FeatureExtractor, FindingAuroc, ImageSize, Picture, auroc_table};
 use cxr::trainer::{LearningRate, Objective, OptimizerConfig, Sample, TrainConfig, train};
 
-use super::pictures::SIDE;
+use super::pictures::{SIDE, bilinear};
 use super::thumbnails::Thumbnails;
 
 /// Training pictures that a finding must have: fewer teach the network those pictures, not the finding.
@@ -245,21 +245,9 @@ fn varied(thumbnail: &[f32], stream: &mut Stream) -> Vec<f32> {
             let [x, y] = [i % SIDE, i / SIDE].map(|v| v as f32 - centre);
             let u = zoom * (cos * x - sin * y) + centre + shift_x;
             let v = zoom * (sin * x + cos * y) + centre + shift_y;
-            (0.5 + contrast * (between(thumbnail, u, v) - 0.5) + brightness).clamp(0.0, 1.0)
+            (0.5 + contrast * (bilinear(thumbnail, u, v) - 0.5) + brightness).clamp(0.0, 1.0)
         })
         .collect()
-}
-
-/// The value at a place between pixels, bilinear; edges are repeated.
-fn between(source: &[f32], x: f32, y: f32) -> f32 {
-    let last = (SIDE - 1) as f32;
-    let [(x0, fx), (y0, fy)] = [x, y].map(|v| {
-        let v = v.clamp(0.0, last);
-        (v as usize, v.fract())
-    });
-    let [x1, y1] = [x0, y0].map(|v| (v + 1).min(SIDE - 1));
-    let row = |y: usize| (1.0 - fx) * source[y * SIDE + x0] + fx * source[y * SIDE + x1];
-    (1.0 - fy) * row(y0) + fy * row(y1)
 }
 
 #[cfg(test)]

@@ -143,7 +143,8 @@ fn warp(source: &[f32], angle: f32, zoom: f32, shift: [f32; 2], flip: bool) -> V
         .collect()
 }
 
-fn bilinear(source: &[f32], x: f32, y: f32) -> f32 {
+/// The value at a place between pixels; edges are repeated.
+pub(super) fn bilinear(source: &[f32], x: f32, y: f32) -> f32 {
     let last = (SIDE - 1) as f32;
     let (x, y) = (x.clamp(0.0, last), y.clamp(0.0, last));
     let (x0, y0) = (x as usize, y as usize);
