@@ -120,7 +120,7 @@ impl Job for Reproduce {
         // Everything that can be missing is looked for before the long work begins.
         let extractor = SmallExtractor::<B::InnerBackend>::load(&demo::extractor_folder(), &device)?;
 
-        let thumbnails = stage::prepare(args)?;
+        let (thumbnails, leakage) = stage::prepare(args)?;
         let base =
             picture::make::<B::InnerBackend>(args, &thumbnails, &model, None, "base", &device, &progress)?;
         let adapter = lora::finetune::<B>(args, &thumbnails, &model, &device, &progress)?;
@@ -135,7 +135,7 @@ impl Job for Reproduce {
         )?;
         let measured = measure::measure(args, &thumbnails, &extractor, &base, &adapted, &progress)?;
         let seconds = started.elapsed().as_secs_f64();
-        page::write(args, &thumbnails, &adapter, &measured, [&base, &adapted], seconds)?;
+        page::write(args, (&thumbnails, &leakage), &adapter, &measured, [&base, &adapted], seconds)?;
         print_result(args, &measured);
         eprintln!("done in {}", seconds_text(seconds));
         Ok(())

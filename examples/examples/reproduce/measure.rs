@@ -11,7 +11,8 @@ use cxr::metrics::{
     Card, Evaluation, Extraction, FeatureExtractor, ImageSize, Picture, audit, distance_threshold,
     grey_pixels, nearest_neighbours,
 };
-use cxr_examples::demo::{pictures::SIDE, thumbnails::Thumbnails};
+use cxr_examples::demo::pictures::{SIDE, metric_picture};
+use cxr_examples::demo::thumbnails::Thumbnails;
 use cxr_examples::progress::Counting;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -159,6 +160,5 @@ fn read(files: &[PathBuf]) -> Result<Vec<Picture>> {
 
 /// Radiographs as grey pictures.
 fn radiographs(data: &Thumbnails, positions: &[usize]) -> Result<Vec<Picture>> {
-    let grey = |i: &usize| data.pixels[*i].iter().map(|v| (255.0 * v).round() as u8).collect();
-    positions.iter().map(|i| Ok(Picture::new(ImageSize::square(SIDE), 1, grey(i))?)).collect()
+    Ok(positions.iter().map(|i| metric_picture(&data.pixels[*i])).collect::<cxr::metrics::Result<_>>()?)
 }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use cxr::dataset::contact_sheet;
+use cxr::dataset::{LeakageReport, contact_sheet};
 use cxr::metrics;
 use cxr_examples::demo::{pictures::grey_image, thumbnails::Thumbnails};
 use cxr_examples::progress::seconds_text;
@@ -21,7 +21,7 @@ const SHOWN: usize = 32;
 /// Writes the grids, `report.html` and `report.md`.
 pub(crate) fn write(
     args: &Args,
-    data: &Thumbnails,
+    (data, leakage): (&Thumbnails, &LeakageReport),
     lora: &Finetuned,
     measured: &Measured,
     [base, adapted]: [&Pictures; 2],
@@ -58,7 +58,7 @@ pub(crate) fn write(
         tables: vec![
             prompts(base),
             copies(&measured.copies),
-            preparation(data)?,
+            preparation(data, leakage),
             settings(args, lora, measured, seconds),
         ],
     };
@@ -169,16 +169,15 @@ fn copies(copies: &Copies) -> Table {
     }
 }
 
-fn preparation(data: &Thumbnails) -> Result<Table> {
-    let leakage = data.leakage()?;
+fn preparation(data: &Thumbnails, leakage: &LeakageReport) -> Table {
     let mut rows = vec![
         ("radiographs".into(), data.collection.len().to_string()),
         ("training side".into(), data.split.train.len().to_string()),
         ("held out".into(), data.split.test.len().to_string()),
         ("split".into(), format!("{:?}, seed {}", data.split.config.rule, data.split.config.seed)),
     ];
-    rows.extend(leakage.notes.into_iter().map(|note| ("leakage".to_string(), note)));
-    Ok(Table { title: "Thumbnails".into(), rows })
+    rows.extend(leakage.notes.iter().map(|note| ("leakage".to_string(), note.clone())));
+    Table { title: "Data".into(), rows }
 }
 
 fn settings(args: &Args, lora: &Finetuned, measured: &Measured, seconds: f64) -> Table {

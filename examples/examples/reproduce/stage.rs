@@ -4,27 +4,29 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use cxr::core::{atomic, hash::sha256_hex};
+use cxr::dataset::LeakageReport;
 use cxr_examples::demo::{self, thumbnails::Thumbnails};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::Args;
 
-/// Reads and splits the radiographs; writes the split and what was found in `data/`.
-pub(crate) fn prepare(args: &Args) -> Result<Thumbnails> {
+/// Reads and splits the radiographs; writes the split and what was found in `data/`, and hands on what the split lets
+/// through.
+pub(crate) fn prepare(args: &Args) -> Result<(Thumbnails, LeakageReport)> {
     let folder = args.data.clone().unwrap_or_else(demo::data_folder);
     let thumbnails = Thumbnails::open(&folder)?;
     let target = args.out.join("data");
     std::fs::create_dir_all(&target).with_context(|| format!("cannot make {}", target.display()))?;
     thumbnails.split.write(&target.join("split.json"), &thumbnails.collection)?;
-    let report =
-        thumbnails.collection.preparation_report(Some(&thumbnails.split), Some(thumbnails.leakage()?));
+    let leakage = thumbnails.leakage()?;
+    let report = thumbnails.collection.preparation_report(Some(&thumbnails.split), Some(leakage.clone()));
     write_json(&target.join("report.json"), &report)?;
     if !args.run.quiet {
         let (train, test) = (thumbnails.split.train.len(), thumbnails.split.test.len());
         eprintln!("radiographs: {train} to train on, {test} of other patients held out");
     }
-    Ok(thumbnails)
+    Ok((thumbnails, leakage))
 }
 
 /// A hash of everything that a stage's result is a function of.

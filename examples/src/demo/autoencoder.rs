@@ -7,7 +7,7 @@ use cxr::kernels::DiffusionBackend;
 use cxr::ldm::vae::AutoencoderKl;
 use cxr::trainer::{ReconstructionImages, Sample};
 
-use super::pictures::{Picture, SIDE, procedural, randomized};
+use super::pictures::{Picture, SIDE, procedural, randomized, to_rgb};
 
 /// Strongest randomization that the autoencoder sees; half of it is the mean.
 const STRENGTH: f32 = 0.6;
@@ -91,12 +91,6 @@ pub fn reconstruct<B: DiffusionBackend>(
 
 /// Three equal channels in `[-1, 1]`, `[n, 3, SIDE, SIDE]`.
 pub fn to_tensor<B: DiffusionBackend>(pictures: &[Vec<f32>], device: &B::Device) -> Tensor<B, 4> {
-    let values: Vec<f32> = pictures
-        .iter()
-        .flat_map(|pixels| {
-            let plane: Vec<f32> = pixels.iter().map(|p| 2.0 * p - 1.0).collect();
-            [plane.as_slice(); 3].concat()
-        })
-        .collect();
+    let values: Vec<f32> = pictures.iter().flat_map(|pixels| to_rgb(pixels)).collect();
     Tensor::from_data(TensorData::new(values, [pictures.len(), 3, SIDE, SIDE]), device)
 }

@@ -12,10 +12,10 @@ use cxr::dataset::impression::NO_FINDING;
 use cxr::dataset::labels;
 use cxr::kernels::{DiffusionAutodiff, DiffusionBackend};
 use cxr::metrics::small::{SmallConfig, SmallExtractor, SmallNetwork, multi_label_loss};
-use cxr::metrics::{FeatureExtractor, FindingAuroc, ImageSize, Picture, auroc_table};
+use cxr::metrics::{FeatureExtractor, FindingAuroc, Picture, auroc_table};
 use cxr::trainer::{LearningRate, Objective, OptimizerConfig, Sample, TrainConfig, train};
 
-use super::pictures::{SIDE, bilinear};
+use super::pictures::{SIDE, bilinear, metric_picture};
 use super::thumbnails::Thumbnails;
 
 /// Training pictures that a finding must have: fewer teach the network those pictures, not the finding.
@@ -61,11 +61,11 @@ impl LabelledPictures {
 
     /// One 8-bit picture per thumbnail, as an extractor takes them.
     fn pictures(&self) -> Result<Vec<Picture>> {
-        let picture = |pixels: &Vec<f32>| {
-            let bytes = pixels.iter().map(|p| (255.0 * p.clamp(0.0, 1.0)).round() as u8).collect();
-            Ok(Picture::new(ImageSize::square(SIDE), 1, bytes)?)
-        };
-        self.thumbnails.iter().map(picture).collect()
+        Ok(self
+            .thumbnails
+            .iter()
+            .map(|pixels| metric_picture(pixels))
+            .collect::<cxr::metrics::Result<_>>()?)
     }
 }
 

@@ -21,9 +21,23 @@ pub struct Picture {
 impl Picture {
     /// Three equal channels in `[-1, 1]`, `[3, SIDE, SIDE]`.
     pub fn to_rgb(&self) -> Vec<f32> {
-        let plane: Vec<f32> = self.pixels.iter().map(|p| 2.0 * p - 1.0).collect();
-        [plane.as_slice(); 3].concat()
+        to_rgb(&self.pixels)
     }
+}
+
+/// Grey pixels in `[0, 1]` as three equal channels in `[-1, 1]`.
+pub(super) fn to_rgb(pixels: &[f32]) -> Vec<f32> {
+    let plane: Vec<f32> = pixels.iter().map(|p| 2.0 * p - 1.0).collect();
+    [plane.as_slice(); 3].concat()
+}
+
+/// Grey pixels `[SIDE * SIDE]` in `[0, 1]` as an 8-bit picture for the metrics.
+///
+/// # Errors
+/// If there are not `SIDE * SIDE` pixels.
+pub fn metric_picture(pixels: &[f32]) -> cxr::metrics::Result<cxr::metrics::Picture> {
+    let bytes = pixels.iter().map(|p| (255.0 * p.clamp(0.0, 1.0)).round() as u8).collect();
+    cxr::metrics::Picture::new(cxr::metrics::ImageSize::square(SIDE), 1, bytes)
 }
 
 /// An 8-bit picture of grey pixels `[SIDE * SIDE]` in `[0, 1]`.

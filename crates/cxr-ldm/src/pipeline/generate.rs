@@ -98,7 +98,7 @@ impl<B: DiffusionBackend> StableDiffusion<B> {
         request.validate()?;
         if request.strict_prompt {
             let prompts = request.prompts.iter().chain([&request.negative_prompt]);
-            prompts.into_iter().try_for_each(|prompt| self.check_length(prompt, true))?;
+            prompts.into_iter().try_for_each(|prompt| self.tokens(prompt, true).map(drop))?;
         }
         let side = self.default_side();
         let (width, height) = request.size.unwrap_or((side, side));

@@ -24,6 +24,7 @@ use burn::module::Module;
 use burn::tensor::{DType, Int, Tensor, TensorData, backend::Backend};
 use cxr_kernels::DiffusionBackend;
 use cxr_lora::{TEXT_ENCODER, UNET};
+use cxr_tokenizer::Tokens;
 
 pub use generate::Preview;
 pub use image::{Image, ImageSettings, LoraUse};
@@ -140,8 +141,7 @@ impl<B: DiffusionBackend> StableDiffusion<B> {
     pub fn encode_prompts(&self, prompts: &[&str], strict: bool) -> Result<Tensor<B, 3>, Error> {
         let mut ids: Vec<i64> = Vec::new();
         for prompt in prompts {
-            self.check_length(prompt, strict)?;
-            ids.extend(self.parts.tokenizer.encode(prompt).ids.iter().map(|&id| i64::from(id)));
+            ids.extend(self.tokens(prompt, strict)?.ids.iter().map(|&id| i64::from(id)));
         }
         let (known, needed) =
             (self.parts.config.text.vocab_size, ids.iter().max().map_or(0, |id| *id as usize + 1));
@@ -158,18 +158,18 @@ impl<B: DiffusionBackend> StableDiffusion<B> {
         Ok(self.parts.text.forward(Tensor::<B, 2, Int>::from_data(ids, &self.device)))
     }
 
-    /// Whether a prompt is read whole: a warning if not, an error if `strict`.
-    fn check_length(&self, prompt: &str, strict: bool) -> Result<(), Error> {
+    /// A prompt's tokens; one that is not read whole is a warning, an error if `strict`.
+    fn tokens(&self, prompt: &str, strict: bool) -> Result<Tokens, Error> {
         let tokens = self.parts.tokenizer.encode(prompt);
         if !tokens.truncated {
-            return Ok(());
+            return Ok(tokens);
         }
         let (limit, found) = (tokens.ids.len(), self.parts.tokenizer.length(prompt));
         if strict {
             return Err(Error::PromptTooLong { prompt: prompt.into(), found, limit });
         }
         log::warn!("prompt of {found} tokens cut to {limit}: {prompt:?}");
-        Ok(())
+        Ok(tokens)
     }
 
     /// Pixels `[n, 3, h, w]`, in [-1, 1] but for overshoot, f32, of scaled latents `[n, c, h / f, w / f]`.
