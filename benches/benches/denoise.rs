@@ -1,13 +1,19 @@
-//! The denoising loop's parts at the embedded model's sizes (64 pixels, 16 x 16 latents).
+//! The denoising loop: four guided steps of Stable Diffusion 1.x at 128 px, and the parts of the loop at the embedded
+//! model's sizes (64 px, 16 x 16 latents), which are those of `reproduce`.
 //!
 //! Ids are the unit of work, so that runs on several backends have the same ones.
 
-use burn::tensor::{Int, Tensor, backend::Backend};
+use std::cell::OnceCell;
+use std::ops::ControlFlow;
+
+use burn::tensor::Tensor;
 use criterion::{Criterion, criterion_group, criterion_main};
-use cxr::device::{DeviceSpec, Program, dispatch};
+use cxr::device::Program;
 use cxr::kernels::{DiffusionAutodiff, DiffusionBackend};
-use cxr::ldm::pipeline::{LoadOptions, ModelFolder};
-use cxr_benches::normal;
+use cxr::ldm::pipeline::{LoadOptions, ModelFolder, ModelParts};
+use cxr::ldm::scheduler::{NoiseSchedule, NoiseScheduleConfig, Sampler, Steps, sample};
+use cxr::ldm::unet::UNetConfig;
+use cxr_benches::{Cost, fill, normal, on_device, timesteps, unit};
 
 struct Denoise<'a>(&'a mut Criterion);
 
@@ -16,45 +22,69 @@ impl Program for Denoise<'_> {
 
     fn run<B: DiffusionAutodiff>(self, device: B::Device, name: &str) {
         eprintln!("device: {name}");
-        parts::<B::InnerBackend>(self.0, &device);
+        whole_loop::<B::InnerBackend>(self.0, &device);
+        embedded::<B::InnerBackend>(self.0, &device);
     }
+}
+
+/// Text embeddings to latents. Four steps: the loop costs the same in each, and more would only take longer.
+fn whole_loop<B: DiffusionBackend>(criterion: &mut Criterion, device: &B::Device) {
+    const GUIDANCE: f64 = 7.5;
+    unit::<B, _, 4>(criterion, device, ["loop", "dpmpp-2m/4-steps/128px"], Cost::Long, || {
+        let unet = fill(UNetConfig::sd15().init::<B>(device));
+        let schedule = NoiseSchedule::new(NoiseScheduleConfig::sd15()).expect("published settings");
+        let hidden = normal::<B, 3>([2, 77, 768], device);
+        let start = normal::<B, 4>([1, 4, 16, 16], device);
+        move || {
+            let context = unet.prepare(hidden.clone());
+            let denoiser = |latents: Tensor<B, 4>, timestep| {
+                let both = Tensor::cat(vec![latents.clone(), latents], 0);
+                let timesteps = Tensor::<B, 1>::from_floats([timestep as f32; 2], device);
+                let eps = unet.forward(both, timesteps, &context);
+                let (unconditional, conditional) = (eps.clone().slice(0..1), eps.slice(1..2));
+                unconditional.clone() + (conditional - unconditional) * GUIDANCE
+            };
+            let noise = |_, shape| Tensor::zeros(shape, device);
+            let go_on = |_: cxr::ldm::scheduler::StepInfo<'_, B>| ControlFlow::Continue(());
+            sample(&Sampler::DpmPp2m, &schedule, Steps::new(4), start.clone(), denoiser, noise, go_on)
+                .expect("four steps")
+                .latents
+        }
+    });
 }
 
 /// The embedded model: small enough that every part repeats often in a few seconds.
 const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/model/cxr-demo-64");
 
-fn parts<B: DiffusionBackend>(criterion: &mut Criterion, device: &B::Device) {
-    let folder = ModelFolder::open(MODEL).expect("the embedded model is there");
-    let model = folder.load::<B>(&LoadOptions::default(), device).expect("the embedded model loads");
-    let config = &model.config;
-    // Two rows: what one picture with guidance takes.
-    let width = config.unet.cross_attention_dim;
-    let context = model.unet.prepare(normal::<B, 3>([2, 77, width], device));
-    let (channels, side) = (config.unet.in_channels, config.unet.sample_size);
-    let latents = normal::<B, 4>([2, channels, side, side], device);
-    let timesteps = Tensor::<B, 1, Int>::from_ints([981, 981], device);
-    criterion.bench_function("unet/guided-step/64px", |bencher| {
-        bencher.iter(|| sync::<B>(device, model.unet.forward(latents.clone(), timesteps.clone(), &context)));
+fn embedded<B: DiffusionBackend>(criterion: &mut Criterion, device: &B::Device) {
+    let loaded = OnceCell::<ModelParts<B>>::new();
+    let model = || {
+        loaded.get_or_init(|| {
+            let folder = ModelFolder::open(MODEL).expect("the embedded model is there");
+            folder.load::<B>(&LoadOptions::default(), device).expect("the embedded model loads")
+        })
+    };
+    unit::<B, _, 4>(criterion, device, ["embedded", "unet/guided-step/64px"], Cost::Short, || {
+        let (unet, config) = (&model().unet, &model().config.unet);
+        // Two rows: what one picture with guidance takes.
+        let context = unet.prepare(normal::<B, 3>([2, 77, config.cross_attention_dim], device));
+        let latents = normal::<B, 4>([2, config.in_channels, config.sample_size, config.sample_size], device);
+        let timesteps = timesteps(device);
+        move || unet.forward(latents.clone(), timesteps.clone(), &context)
     });
-
-    let latents = normal::<B, 4>([1, channels, side, side], device);
-    criterion.bench_function("vae/decode/64px", |bencher| {
-        bencher.iter(|| sync::<B>(device, model.vae.decode(latents.clone())));
+    unit::<B, _, 4>(criterion, device, ["embedded", "vae/decode/64px"], Cost::Short, || {
+        let config = &model().config.unet;
+        let latents = normal::<B, 4>([1, config.in_channels, config.sample_size, config.sample_size], device);
+        move || model().vae.decode(latents.clone())
     });
-    let pixels = normal::<B, 4>([1, 3, 64, 64], device);
-    criterion.bench_function("vae/encode/64px", |bencher| {
-        bencher.iter(|| sync::<B>(device, model.vae.encode(pixels.clone()).mean));
+    unit::<B, _, 4>(criterion, device, ["embedded", "vae/encode/64px"], Cost::Short, || {
+        let pixels = normal::<B, 4>([1, 3, 64, 64], device);
+        move || model().vae.encode(pixels.clone()).mean
     });
-}
-
-/// Waits until the device has done its work, and makes sure that it was the work.
-fn sync<B: Backend>(device: &B::Device, result: Tensor<B, 4>) {
-    assert!(B::sync(device).is_ok(), "the device failed");
-    std::hint::black_box(result);
 }
 
 fn denoise(criterion: &mut Criterion) {
-    dispatch(DeviceSpec::Auto, Denoise(criterion)).expect("auto is always there");
+    on_device(Denoise(criterion));
 }
 
 criterion_group!(benches, denoise);

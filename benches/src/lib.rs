@@ -1,14 +1,130 @@
-//! What the benches share: the backend, and numbers to feed.
+//! What the benches share: the device, weights and inputs without files, and how a unit of work is timed.
+//!
+//! Weights have the published sizes and values from a table of normal numbers: times do not depend on them, as long as
+//! nothing overflows and nothing is zero.
 
+use std::convert::Infallible;
+use std::time::{Duration, Instant};
+
+use burn::module::Module;
 use burn::tensor::{Tensor, TensorData, backend::Backend};
+use criterion::{Criterion, SamplingMode};
+use cxr::core::hash::stable_hash;
 use cxr::core::random::Stream;
+use cxr::device::{Program, dispatch};
+use cxr::kernels::nn::parameters;
 
 /// Fresh pages cost convolutions more than their arithmetic: this allocator keeps them.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+/// How often a unit of [`Cost::Long`] runs; criterion wants ten samples, and gets these in turns.
+const LONG_RUNS: usize = 3;
+
+/// Normal numbers in the table; a prime, so that rows of a weight do not repeat.
+const TABLE: usize = 65_521;
+
+/// How long one run of a unit takes on a few cores.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cost {
+    /// Below a second or two: ten samples or more.
+    Short,
+    /// Seconds to a minute: three runs.
+    Long,
+}
+
+/// Runs `program` on the device that `CXR_BENCH_DEVICE` names; the best one that is there without it.
+pub fn on_device<P: Program<Output = ()>>(program: P) {
+    let device = std::env::var("CXR_BENCH_DEVICE").unwrap_or_else(|_| "auto".to_string());
+    let device = device.parse().unwrap_or_else(|error| panic!("CXR_BENCH_DEVICE: {error}"));
+    dispatch(device, program).unwrap_or_else(|error| panic!("{error}"));
+}
+
+/// Times a unit of work called `group/id`.
+///
+/// `make` builds weights and inputs, outside of the time, and only if the filter on the command line asks for the unit.
+/// What it returns is run once, to see that the result is finite and to warm up, and then timed until the device has
+/// done its work.
+pub fn unit<B, W, const D: usize>(
+    criterion: &mut Criterion,
+    device: &B::Device,
+    [group, id]: [&str; 2],
+    cost: Cost,
+    make: impl FnOnce() -> W,
+) where
+    B: Backend,
+    W: FnMut() -> Tensor<B, D>,
+{
+    let mut made = None;
+    let mut make = Some(make);
+    let (mut times, mut turn) = (Vec::new(), 0);
+    let mut group = criterion.benchmark_group(group);
+    // flat: as many runs in every sample, the shortest way to ten of them
+    group.sampling_mode(SamplingMode::Flat).sample_size(10).warm_up_time(Duration::from_millis(1));
+    group.measurement_time(Duration::from_secs(2));
+    group.bench_function(id, |bencher| {
+        let work = made.get_or_insert_with(|| {
+            let mut work = make.take().expect("it is made once")();
+            let values = work().into_data();
+            assert!(values.iter::<f32>().all(f32::is_finite), "{id}: the result is not finite");
+            work
+        });
+        let mut timed = || {
+            let start = Instant::now();
+            let result = work();
+            assert!(B::sync(device).is_ok(), "the device failed");
+            let time = start.elapsed();
+            std::hint::black_box(result);
+            time
+        };
+        match cost {
+            Cost::Short => bencher.iter_custom(|runs| (0..runs).map(|_| timed()).sum()),
+            Cost::Long => bencher.iter_custom(|runs| {
+                let mut next = || {
+                    if times.len() < LONG_RUNS {
+                        times.push(timed());
+                    }
+                    turn += 1;
+                    times[(turn - 1) % times.len()]
+                };
+                (0..runs).map(|_| next()).sum()
+            }),
+        }
+    });
+    group.finish();
+}
+
 /// Standard normal numbers, the same in every run.
 pub fn normal<B: Backend, const D: usize>(shape: [usize; D], device: &B::Device) -> Tensor<B, D> {
     let values = Stream::new(0, "bench", 0).normals(shape.iter().product());
     Tensor::from_data(TensorData::new(values, shape), device)
+}
+
+/// The timestep of the first of 50 steps, for a guided picture's two rows.
+pub fn timesteps<B: Backend>(device: &B::Device) -> Tensor<B, 1> {
+    Tensor::from_floats([981.0, 981.0], device)
+}
+
+/// Gives every matrix and kernel normal values that keep the size of a signal; norms and biases stay one and zero.
+pub fn fill<B: Backend, M: Module<B>>(module: M) -> M {
+    let table = Stream::new(0, "weights", 0).normals(TABLE);
+    let filled = parameters::map_data(module, |path, shape| -> Result<_, Infallible> {
+        if shape.len() < 2 {
+            return Ok(None);
+        }
+        let fan_in: usize = shape[1..].iter().product();
+        let scale = (fan_in as f32).powf(-0.5);
+        let scaled: Vec<f32> = table.iter().map(|value| scale * value).collect();
+        let count: usize = shape.iter().product();
+        let mut values = Vec::with_capacity(count);
+        let first = (stable_hash(path.as_bytes()) % TABLE as u64) as usize;
+        values.extend_from_slice(&scaled[first..(first + count).min(TABLE)]);
+        while values.len() < count {
+            let rest = (count - values.len()).min(TABLE);
+            values.extend_from_slice(&scaled[..rest]);
+        }
+        Ok(Some(TensorData::new(values, shape.to_vec())))
+    });
+    let Ok(filled) = filled;
+    filled
 }

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::Result;
+use burn::tensor::FloatDType;
 use cxr::device::{DeviceSpec, Program, built, dispatch};
 use cxr::kernels::DiffusionAutodiff;
 
@@ -53,6 +54,28 @@ pub fn exit(result: Result<()>) -> ExitCode {
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
+        }
+    }
+}
+
+/// `--dtype`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum DtypeArg {
+    /// Single precision.
+    F32,
+    /// Half precision, 11 bits.
+    F16,
+    /// Half precision with the range of single, 8 bits.
+    Bf16,
+}
+
+impl DtypeArg {
+    /// burn's.
+    pub fn float(self) -> FloatDType {
+        match self {
+            Self::F32 => FloatDType::F32,
+            Self::F16 => FloatDType::F16,
+            Self::Bf16 => FloatDType::BF16,
         }
     }
 }

@@ -28,6 +28,26 @@ pub fn stop_on_interrupt() {
     }
 }
 
+/// Shows the libraries' warnings on standard error.
+pub fn show_warnings() {
+    struct Warnings;
+    impl log::Log for Warnings {
+        fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+            metadata.level() <= log::Level::Warn && metadata.target().starts_with("cxr")
+        }
+        fn log(&self, record: &log::Record<'_>) {
+            if self.enabled(record.metadata()) {
+                let level = if record.level() == log::Level::Warn { "warning" } else { "error" };
+                eprintln!("{level}: {}", record.args());
+            }
+        }
+        fn flush(&self) {}
+    }
+    if log::set_logger(&Warnings).is_ok() {
+        log::set_max_level(log::LevelFilter::Warn);
+    }
+}
+
 /// Whether Ctrl-C was pressed.
 pub fn interrupted() -> bool {
     INTERRUPTED.load(Ordering::SeqCst)

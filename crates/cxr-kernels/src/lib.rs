@@ -47,3 +47,18 @@ pub use backend::{DiffusionAutodiff, DiffusionBackend};
 #[cfg(feature = "flex")]
 pub use burn_flex::Flex;
 pub use cache::WeightCache;
+
+/// One thread at a time builds a graph and goes back through it.
+static GRAPH: std::sync::Mutex<()> = std::sync::Mutex::new(());
+
+/// Keeps other threads from going backward while this one builds a graph: hold it from the first tracked operation
+/// until `backward` has returned.
+///
+/// burn 0.21 keeps the graphs of all threads in one place, and what `backward` frees in one thread can be a step that
+/// another has just registered: a gradient is then wrong without a word
+/// (<https://github.com/tracel-ai/burn/issues/5573>). Training in this workspace holds it; code of your own that trains
+/// in several threads of one process should too. Do not train from within a rayon pool while holding it.
+pub fn graph_guard() -> std::sync::MutexGuard<'static, ()> {
+    // it guards no data that a panic could have left half-made
+    GRAPH.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}

@@ -50,6 +50,61 @@ pub enum Error {
         problem: String,
     },
 
+    /// A model is nowhere that was looked.
+    #[error("{name}: {problem}")]
+    Source {
+        /// What was asked for: a path, or the name of a repository.
+        name: String,
+        /// Where was looked, and what to do.
+        problem: String,
+    },
+
+    /// A single file is no checkpoint of Stable Diffusion 1.x.
+    #[error("{path}: {problem}")]
+    Checkpoint {
+        /// The file.
+        path: PathBuf,
+        /// What it is instead.
+        problem: String,
+    },
+
+    /// A file of a repository cannot be fetched.
+    #[error("{repository}: {file}: {problem}")]
+    Download {
+        /// The repository.
+        repository: String,
+        /// The file, or what else was asked for.
+        file: String,
+        /// Why, and what to do.
+        problem: String,
+    },
+
+    /// A file is not the one that was published under its name.
+    #[error("{path}: expected {expected}, found {found}; delete the file and download it again")]
+    Checksum {
+        /// The file.
+        path: PathBuf,
+        /// The published size or SHA-256.
+        expected: String,
+        /// The file's.
+        found: String,
+    },
+
+    /// A file was to be verified, and no sum of it is known.
+    #[error(
+        "{path}: no SHA-256 of {name:?} was published for Stable Diffusion 1.4 or 1.5; load without verifying"
+    )]
+    NoChecksum {
+        /// The file.
+        path: PathBuf,
+        /// Its name in the repository.
+        name: String,
+    },
+
+    /// Progress asked to stop before the model was loaded.
+    #[error("stopped before the model was loaded")]
+    Stopped,
+
     /// A file cannot be read or written.
     #[error("{path}: {source}")]
     Io {
@@ -121,17 +176,19 @@ pub enum Error {
     },
 
     /// No sampler of that name.
-    #[error("no sampler {found:?}; expected one of: ddim, dpmpp-2m")]
+    #[error("no sampler {found:?}; expected one of: ddim, pndm, euler, euler-a, dpmpp-2m")]
     Sampler {
         /// The name.
         found: String,
     },
 
     /// A number of denoising steps that the schedule cannot have.
-    #[error("steps: {found}, expected 1 to {limit}")]
+    #[error("steps: {found}, expected {fewest} to {limit}")]
     Steps {
         /// What was asked for.
         found: usize,
+        /// The fewest that the sampler takes.
+        fewest: usize,
         /// The number of training timesteps.
         limit: usize,
     },

@@ -25,7 +25,7 @@
 //! let hidden = text.forward(Tensor::<B, 2, Int>::zeros([1, 77], &device));
 //! let context = unet.prepare(hidden); // keys and values, once for all steps
 //! let latents = Tensor::<B, 4>::ones([1, 4, 8, 8], &device);
-//! let timesteps = Tensor::<B, 1, Int>::from_ints([981], &device);
+//! let timesteps = Tensor::<B, 1>::from_floats([981.0], &device);
 //! let noise = unet.forward(latents.clone(), timesteps, &context);
 //! assert_eq!(noise.dims(), latents.dims());
 //! assert_eq!(vae.decode(latents).dims(), [1, 3, 16, 16]);

@@ -92,6 +92,21 @@ impl ClipTokenizer {
         Self::from_texts((vocab, &read(vocab)?), (merges, &read(merges)?))
     }
 
+    /// A tokenizer of another vocabulary, from `tokenizer.json` as newer exports have it in place of the two files of
+    /// [`from_files`](Self::from_files). Only vocabulary and merges are taken from it: the rest is CLIP's.
+    ///
+    /// # Errors
+    /// If the file cannot be read, is of another kind of tokenizer, or does not make a whole byte-level vocabulary;
+    /// the error names the file.
+    pub fn from_tokenizer_json(path: impl AsRef<Path>) -> Result<Self, TokenizerError> {
+        let path = path.as_ref();
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| TokenizerError::File { path: path.to_path_buf(), source })?;
+        let (vocab, merges) = vocabulary::split_tokenizer_json(&text)
+            .map_err(|problem| TokenizerError::Vocabulary { path: path.to_path_buf(), problem })?;
+        Self::from_texts((path, &vocab), (path, &merges))
+    }
+
     /// The ids of a text, cut or padded to [`LENGTH`].
     pub fn encode(&self, text: &str) -> Tokens {
         let text = self.ids_of(text);

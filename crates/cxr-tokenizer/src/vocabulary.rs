@@ -39,3 +39,36 @@ pub(crate) fn parse_merges(text: &str) -> Result<Vec<(String, String)>, String> 
     }
     Ok(merges)
 }
+
+/// `vocab.json` and `merges.txt` out of the `tokenizer.json` of a byte-pair encoding.
+pub(crate) fn split_tokenizer_json(json: &str) -> Result<(String, String), String> {
+    use serde_json::Value;
+    let file: Value = serde_json::from_str(json).map_err(|problem| format!("expected JSON: {problem}"))?;
+    let model = &file["model"];
+    if model["type"] != "BPE" {
+        return Err(format!("expected a model of type \"BPE\", found {}", model["type"]));
+    }
+    let Value::Object(mut vocab) = model["vocab"].clone() else {
+        return Err("expected ids by token under model.vocab".to_string());
+    };
+    // begin and end may stand here alone
+    for token in file["added_tokens"].as_array().into_iter().flatten() {
+        if let Some(content) = token["content"].as_str() {
+            vocab.entry(content).or_insert_with(|| token["id"].clone());
+        }
+    }
+    let mut merges = "#version: 0.2\n".to_string();
+    let expected = || "expected pairs of tokens under model.merges".to_string();
+    for merge in model["merges"].as_array().ok_or_else(expected)? {
+        match merge {
+            Value::String(pair) => merges.push_str(pair),
+            Value::Array(pair) => match &pair[..] {
+                [Value::String(first), Value::String(second)] => merges.extend([first, " ", second]),
+                _ => return Err(expected()),
+            },
+            _ => return Err(expected()),
+        }
+        merges.push('\n');
+    }
+    Ok((Value::Object(vocab).to_string(), merges))
+}

@@ -110,6 +110,42 @@ fn a_vocabulary_from_files_is_the_same() {
     }
 }
 
+/// As transformers 5 exports it: both spellings of merges, and the marks outside of the vocabulary.
+#[test]
+fn a_vocabulary_from_one_file_is_the_same() {
+    let mut vocab: serde_json::Value = serde_json::from_str(VOCAB_JSON).unwrap();
+    let marks = ["<|startoftext|>", "<|endoftext|>"]
+        .map(|mark| serde_json::json!({"content": mark, "id": vocab.as_object_mut().unwrap().remove(mark).unwrap()}));
+    let lines = || MERGES_TXT.lines().skip(1).filter(|line| !line.is_empty());
+    let pairs: Vec<Vec<&str>> = lines().map(|line| line.split(' ').collect()).collect();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tokenizer.json");
+    let read = |model: serde_json::Value| {
+        let file = serde_json::json!({"version": "1.0", "added_tokens": marks, "model": model});
+        std::fs::write(&path, file.to_string()).unwrap();
+        ClipTokenizer::from_tokenizer_json(&path)
+    };
+    let embedded = ClipTokenizer::embedded();
+    for merges in [serde_json::json!(pairs), serde_json::json!(lines().collect::<Vec<_>>())] {
+        let found = read(serde_json::json!({"type": "BPE", "vocab": vocab, "merges": merges})).unwrap();
+        for (text, _) in reference() {
+            assert_eq!(found.encode(&text), embedded.encode(&text));
+        }
+    }
+    for (model, expected) in [
+        (serde_json::json!({"type": "Unigram"}), "expected a model of type \"BPE\", found \"Unigram\""),
+        (serde_json::json!({"type": "BPE", "vocab": []}), "model.vocab"),
+        (serde_json::json!({"type": "BPE", "vocab": vocab, "merges": [["a"]]}), "model.merges"),
+        (serde_json::json!({"type": "BPE", "vocab": {}, "merges": []}), "expected"),
+    ] {
+        let error = read(model).unwrap_err().to_string();
+        assert!(
+            error.contains("tokenizer.json: ") && error.contains(expected),
+            "expected {expected:?} in {error}"
+        );
+    }
+}
+
 #[test]
 fn broken_vocabularies_are_refused_by_name() {
     let without = |token: &str| {

@@ -157,10 +157,12 @@ impl<'a, B: AutodiffBackend, O: Objective<B>> Run<'a, B, O> {
         let mut loss = 0.0;
         let mut grads = GradientsParams::new();
         for batch in &batches {
+            let alone = cxr_kernels::graph_guard();
             let batch_loss = self.objective.loss(&self.model, batch, self.config.seed);
             loss += batch_loss.clone().into_data().iter::<f64>().sum::<f64>() * batch.len() as f64
                 / samples as f64;
             let passed = GradientsParams::from_grads(batch_loss.backward(), &self.model);
+            drop(alone);
             if batches.len() == 1 {
                 grads = passed;
             } else {

@@ -11,7 +11,7 @@
 //! | [`trainer`] | fine-tuning, and training from scratch |
 //! | [`metrics`] | distances with intervals, audits |
 //! | [`tokenizer`], [`kernels`], [`core`] | what those are built on |
-//! | [`open()`] | from a folder and a device's name to a [`Model`] that makes pictures |
+//! | [`open()`] | from a folder and a device's name to a [`Synthesizer`] that makes pictures |
 //! | [`device`] | from a device's name to a call of a generic program |
 //! | [`prelude`] | what most programs name |
 //!
@@ -38,9 +38,9 @@
 //! # StableDiffusion::new(parts, &Default::default())?.save("stable-diffusion-v1-5", SaveDtype::F32)?;
 //! use cxr::prelude::*;
 //!
-//! let model = cxr::open("stable-diffusion-v1-5", LoadOptions::default(), DeviceSpec::Auto)?
-//!     .with_lora("cxr.safetensors", 1.0)?;
-//! let request = Request::new("Cardiomegaly. Small left pleural effusion.").steps(30).seed(7).count(4);
+//! let mut model = cxr::open("auto", "stable-diffusion-v1-5", LoadOptions::default())?;
+//! model.add_lora("cxr.safetensors".as_ref(), 1.0)?;
+//! let request = Request::new("Cardiomegaly. Small left pleural effusion.").steps(30).seed(7).images_per_prompt(4);
 //! for image in model.generate(&request)? {
 //!     image.save_png(format!("{}.png", image.settings.seed))?; // carries prompt, sampler and model hash
 //! }
@@ -75,7 +75,7 @@
 //!         train_only(&mut unet, "default").expect("it was attached");
 //!         let context = unet.prepare(text.forward(Tensor::<B, 2, Int>::zeros([2, 77], &device)));
 //!         let (latents, noise) = (Tensor::zeros([2, 4, 8, 8], &device), Tensor::ones([2, 4, 8, 8], &device));
-//!         let timesteps = Tensor::<B, 1, Int>::from_ints([981, 1], &device);
+//!         let timesteps = Tensor::<B, 1>::from_floats([981.0, 1.0], &device);
 //!         let loss = (unet.forward(latents, timesteps, &context) - noise).powi_scalar(2).mean();
 //!         let _gradients = loss.backward(); // of the adapter, and of nothing else
 //!         loss.into_scalar().elem()
@@ -119,4 +119,4 @@ pub use cxr_lora as lora;
 pub use cxr_metrics as metrics;
 pub use cxr_tokenizer as tokenizer;
 pub use cxr_trainer as trainer;
-pub use open::{Error, Model, open};
+pub use open::{Error, StepView, Synthesizer, open};

@@ -3,7 +3,7 @@
 //! Errors are left out: each library's is named by its path.
 
 pub use crate::device::{DeviceSpec, Program, dispatch};
-pub use crate::open::{Model, open};
+pub use crate::open::{StepView, Synthesizer, open};
 pub use cxr_core::metadata::MetadataRow;
 pub use cxr_core::progress::{Progress, Silent};
 pub use cxr_dataset::{

@@ -40,16 +40,17 @@ fn folder() -> tempfile::TempDir {
     folder
 }
 
-fn open(folder: &Path) -> Model {
-    cxr::open(folder.join("model"), LoadOptions::default(), DeviceSpec::Flex).unwrap()
+fn open(folder: &Path) -> Box<dyn Synthesizer + Send + Sync> {
+    cxr::open("flex", folder.join("model"), LoadOptions::default()).unwrap()
 }
 
 #[test]
 fn it_makes_the_pictures_of_the_generic_pipeline() {
     let folder = folder();
-    let request = Request::new("Cardiomegaly.").steps(3).count(2).seed(5);
+    let request = Request::new("Cardiomegaly.").steps(3).images_per_prompt(2).seed(5);
     let path = folder.path().join("model");
-    let generic = StableDiffusion::<Flex>::load(&path, LoadOptions::default(), &Default::default()).unwrap();
+    let generic =
+        StableDiffusion::<Flex>::load(path.as_path(), LoadOptions::default(), &Default::default()).unwrap();
     let model = open(folder.path());
     assert_eq!(model.generate(&request).unwrap(), generic.generate(&request).unwrap());
     assert_eq!((model.default_side(), model.size_unit()), (generic.default_side(), generic.size_unit()));
@@ -58,7 +59,7 @@ fn it_makes_the_pictures_of_the_generic_pipeline() {
 
     let copy = folder.path().join("copy");
     model.save(&copy, SaveDtype::F32).unwrap();
-    let copy = cxr::open(&copy, LoadOptions::default(), DeviceSpec::Flex).unwrap();
+    let copy = cxr::open("flex", copy.as_path(), LoadOptions::default()).unwrap();
     assert_eq!(copy.generate(&request).unwrap(), model.generate(&request).unwrap());
 }
 
@@ -67,7 +68,8 @@ fn an_adapter_changes_the_pictures_and_is_named_in_them() {
     let folder = folder();
     let request = Request::new("Cardiomegaly.").steps(3).seed(5);
     let base = open(folder.path()).generate(&request).unwrap().remove(0);
-    let adapted = open(folder.path()).with_lora(folder.path().join("adapter.safetensors"), 0.5).unwrap();
+    let mut adapted = open(folder.path());
+    adapted.add_lora(&folder.path().join("adapter.safetensors"), 0.5).unwrap();
     let names: Vec<_> = adapted.lora().iter().map(|lora| (lora.name.as_str(), lora.weight)).collect();
     assert_eq!(names, [("adapter", 0.5)]);
     let picture = adapted.generate(&request).unwrap().remove(0);
@@ -84,20 +86,45 @@ fn progress_stops_it() {
         }
     }
     let folder = folder();
-    let request = Request::new("Cardiomegaly.").steps(3).count(3);
-    assert_eq!(open(folder.path()).generate_with(&request, &Stop).unwrap().len(), 1);
+    let request = Request::new("Cardiomegaly.").steps(3).images_per_prompt(3);
+    let go_on = &mut |_: StepView<'_>| ControlFlow::Continue(());
+    assert_eq!(open(folder.path()).generate_with(&request, &Stop, go_on).unwrap().len(), 1);
+}
+
+#[test]
+fn a_step_shows_its_pictures_and_stops_it() {
+    let folder = folder();
+    let model = open(folder.path());
+    let request = Request::new("Cardiomegaly.").steps(3).images_per_prompt(2).batch(2).seed(5);
+    let mut previews = Vec::new();
+    let whole = model
+        .generate_with(&request, &Silent, &mut |step| {
+            assert_eq!((step.images.clone(), step.total), (0..2, model.steps_per_batch(&request).unwrap()));
+            previews.push(step.preview().unwrap());
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+    // the last prediction is the picture
+    assert!(previews.iter().all(|pictures| pictures.len() == 2));
+    assert_ne!(previews[0][0].rgb, whole[0].rgb);
+    let stopped = model.generate_with(&request, &Silent, &mut |_| ControlFlow::Break(())).unwrap();
+    assert!(stopped.is_empty());
+    // what is planned is what is made
+    let planned = model.settings(&request).unwrap();
+    let made: Vec<_> = whole.iter().map(|image| image.settings.clone()).collect();
+    assert_eq!(planned, made);
 }
 
 #[test]
 fn what_is_not_there_is_named() {
     let folder = folder();
     let missing = folder.path().join("none");
-    let error = cxr::open(&missing, LoadOptions::default(), DeviceSpec::Auto).unwrap_err();
+    let error = cxr::open("auto", missing.as_path(), LoadOptions::default()).unwrap_err();
     assert!(matches!(error, cxr::Error::Model(_)) && error.to_string().contains("none"), "{error}");
-    let error = open(folder.path()).with_lora(&missing, 1.0).unwrap_err();
+    let error = open(folder.path()).add_lora(&missing, 1.0).unwrap_err();
     assert!(error.to_string().contains("none"), "{error}");
     if !cxr::device::built().contains(&"tch") {
-        let error = cxr::open(folder.path().join("model"), LoadOptions::default(), DeviceSpec::Tch(None));
+        let error = cxr::open("tch", folder.path().join("model"), LoadOptions::default());
         assert!(matches!(error, Err(cxr::Error::Device(_))), "{error:?}");
     }
 }
@@ -105,5 +132,14 @@ fn what_is_not_there_is_named() {
 #[test]
 fn it_is_shared_between_threads() {
     fn shared<T: Send + Sync>() {}
-    shared::<Model>();
+    shared::<Box<dyn Synthesizer + Send + Sync>>();
+    let folder = folder();
+    let model = open(folder.path());
+    let request = Request::new("Cardiomegaly.").steps(2);
+    let alone = model.generate(&request).unwrap();
+    std::thread::scope(|scope| {
+        for thread in [0, 1].map(|_| scope.spawn(|| model.generate(&request).unwrap())) {
+            assert_eq!(thread.join().unwrap(), alone);
+        }
+    });
 }

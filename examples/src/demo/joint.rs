@@ -26,7 +26,7 @@ impl<B: DiffusionBackend> Denoise<B> for TextToLatent<B> {
     fn denoise(
         &self,
         latents: Tensor<B, 4>,
-        timesteps: Tensor<B, 1, Int>,
+        timesteps: Tensor<B, 1>,
         conditions: &[&Self::Condition],
     ) -> Tensor<B, 4> {
         let length = conditions.first().map_or(0, |ids| ids.len());

@@ -84,7 +84,7 @@ pub const TEXT_CONFIG: &str = r#"{
 
 /// The noise schedule: `scheduler/scheduler_config.json`, Stable Diffusion's own.
 pub const SCHEDULER_CONFIG: &str = r#"{
-  "_class_name": "DDIMScheduler",
+  "_class_name": "DPMSolverMultistepScheduler",
   "beta_end": 0.012,
   "beta_schedule": "scaled_linear",
   "beta_start": 0.00085,
@@ -92,6 +92,7 @@ pub const SCHEDULER_CONFIG: &str = r#"{
   "num_train_timesteps": 1000,
   "prediction_type": "epsilon",
   "set_alpha_to_one": false,
+  "skip_prk_steps": true,
   "steps_offset": 1
 }
 "#;

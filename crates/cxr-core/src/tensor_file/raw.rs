@@ -88,6 +88,18 @@ impl RawTensor {
         Self { dtype: Dtype::F16, shape: self.shape.clone(), bytes }
     }
 
+    /// The same tensor in BF16, each value rounded to the nearest; integers stay as they are.
+    pub fn to_bf16_raw(&self) -> Self {
+        let values: Vec<bf16> = match self.dtype {
+            Dtype::F32 => self.map(|bytes| bf16::from_f32(f32::from_le_bytes(bytes))),
+            Dtype::F64 => self.map(|bytes| bf16::from_f32(f64::from_le_bytes(bytes) as f32)),
+            Dtype::F16 => self.map(|bytes| bf16::from_f32(f16::from_le_bytes(bytes).to_f32())),
+            _ => return self.clone(),
+        };
+        let bytes = to_bytes(&values, |value| value.to_le_bytes());
+        Self { dtype: Dtype::BF16, shape: self.shape.clone(), bytes }
+    }
+
     fn map<const N: usize, T>(&self, convert: impl Fn([u8; N]) -> T) -> Vec<T> {
         let (elements, _) = self.bytes.as_chunks();
         elements.iter().map(|element| convert(*element)).collect()
@@ -172,6 +184,10 @@ mod tests {
         );
         let integers = RawTensor::from_i64(vec![2], vec![1, 2]);
         assert_eq!(integers.to_f16_raw(), integers);
+        assert_eq!(integers.to_bf16_raw(), integers);
+        let brain = RawTensor::from_f32(vec![3], vec![1.0 + 2.0_f32.powi(-9), 70000.0, -1.5]).to_bf16_raw();
+        assert_eq!((brain.dtype, brain.to_f32().unwrap()), (Dtype::BF16, vec![1.0, 70144.0, -1.5]));
+        assert_eq!(brain.to_bf16_raw(), brain);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 
-use burn::tensor::{DType, Shape, TensorData, TensorMetadata};
+use burn::tensor::{Shape, TensorData, TensorMetadata};
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
@@ -11,11 +11,6 @@ use super::fast_math::{Kernel, dispatch};
 
 /// Elements of one task: enough work to outweigh handing it to another core.
 pub(super) const CHUNK: usize = 16 * 1024;
-
-/// Whether the f32 kernels can take all these.
-pub(super) fn all_f32<const N: usize>(tensors: [&FlexTensor; N]) -> bool {
-    tensors.iter().all(|tensor| tensor.dtype() == DType::F32)
-}
 
 /// The same elements without gaps, copied if need be.
 pub(super) fn contiguous(x: FlexTensor) -> FlexTensor {

@@ -7,45 +7,53 @@ mod fast_math;
 mod gelu;
 mod gemm;
 mod group_norm;
+mod half;
 mod layer_norm;
 mod layout;
 mod moments;
 mod silu;
 
-use burn::tensor::Shape;
-use burn::tensor::TensorMetadata;
+use burn::tensor::{DType, Shape, TensorMetadata};
 use burn_flex::{Flex, FlexTensor};
 
-use self::elementwise::all_f32;
+use self::half::{by_dtype, narrow, widen};
 use crate::{DiffusionBackend, WeightCache, plain};
 
 impl DiffusionBackend for Flex {
     fn kernel_silu(x: FlexTensor) -> FlexTensor {
-        if all_f32([&x]) { silu::forward(x) } else { plain::silu::<Flex>(x) }
+        one(by_dtype([x], |[x]| [silu::forward(x)], |[x]| [plain::silu::<Flex>(x)]))
     }
 
     fn kernel_silu_backward(x: FlexTensor, grad: FlexTensor) -> FlexTensor {
-        if all_f32([&x, &grad]) { silu::backward(x, grad) } else { plain::silu_backward::<Flex>(x, grad) }
+        one(by_dtype(
+            [x, grad],
+            |[x, grad]| [silu::backward(x, grad)],
+            |[x, grad]| [plain::silu_backward::<Flex>(x, grad)],
+        ))
     }
 
     fn kernel_gelu(x: FlexTensor) -> FlexTensor {
-        if all_f32([&x]) { gelu::forward(x) } else { plain::gelu::<Flex>(x) }
+        one(by_dtype([x], |[x]| [gelu::forward(x)], |[x]| [plain::gelu::<Flex>(x)]))
     }
 
     fn kernel_gelu_backward(x: FlexTensor, grad: FlexTensor) -> FlexTensor {
-        if all_f32([&x, &grad]) { gelu::backward(x, grad) } else { plain::gelu_backward::<Flex>(x, grad) }
+        one(by_dtype(
+            [x, grad],
+            |[x, grad]| [gelu::backward(x, grad)],
+            |[x, grad]| [plain::gelu_backward::<Flex>(x, grad)],
+        ))
     }
 
     fn kernel_geglu(x: FlexTensor) -> FlexTensor {
-        if all_f32([&x]) { gelu::geglu(x) } else { plain::geglu::<Flex>(x) }
+        one(by_dtype([x], |[x]| [gelu::geglu(x)], |[x]| [plain::geglu::<Flex>(x)]))
     }
 
     fn kernel_geglu_backward(x: FlexTensor, grad: FlexTensor) -> FlexTensor {
-        if all_f32([&x, &grad]) {
-            gelu::geglu_backward(x, grad)
-        } else {
-            plain::geglu_backward::<Flex>(x, grad)
-        }
+        one(by_dtype(
+            [x, grad],
+            |[x, grad]| [gelu::geglu_backward(x, grad)],
+            |[x, grad]| [plain::geglu_backward::<Flex>(x, grad)],
+        ))
     }
 
     fn kernel_group_norm(
@@ -56,10 +64,11 @@ impl DiffusionBackend for Flex {
         eps: f64,
         silu: bool,
     ) -> FlexTensor {
-        if all_f32([&x, &gamma, &beta]) {
-            return group_norm::forward(x, gamma, beta, groups, eps, silu);
-        }
-        plain::group_norm::<Flex>(x, gamma, beta, groups, eps, silu)
+        one(by_dtype(
+            [x, gamma, beta],
+            |[x, gamma, beta]| [group_norm::forward(x, gamma, beta, groups, eps, silu)],
+            |[x, gamma, beta]| [plain::group_norm::<Flex>(x, gamma, beta, groups, eps, silu)],
+        ))
     }
 
     fn kernel_group_norm_backward(
@@ -71,17 +80,21 @@ impl DiffusionBackend for Flex {
         eps: f64,
         silu: bool,
     ) -> [FlexTensor; 3] {
-        if all_f32([&x, &gamma, &beta, &grad]) {
-            return group_norm::backward(x, gamma, beta, grad, groups, eps, silu);
-        }
-        plain::group_norm_backward::<Flex>(x, gamma, beta, grad, groups, eps, silu)
+        by_dtype(
+            [x, gamma, beta, grad],
+            |[x, gamma, beta, grad]| group_norm::backward(x, gamma, beta, grad, groups, eps, silu),
+            |[x, gamma, beta, grad]| {
+                plain::group_norm_backward::<Flex>(x, gamma, beta, grad, groups, eps, silu)
+            },
+        )
     }
 
     fn kernel_layer_norm(x: FlexTensor, gamma: FlexTensor, beta: FlexTensor, eps: f64) -> FlexTensor {
-        if all_f32([&x, &gamma, &beta]) {
-            return layer_norm::forward(x, gamma, beta, eps);
-        }
-        plain::layer_norm::<Flex>(x, gamma, beta, eps)
+        one(by_dtype(
+            [x, gamma, beta],
+            |[x, gamma, beta]| [layer_norm::forward(x, gamma, beta, eps)],
+            |[x, gamma, beta]| [plain::layer_norm::<Flex>(x, gamma, beta, eps)],
+        ))
     }
 
     fn kernel_layer_norm_backward(
@@ -90,21 +103,43 @@ impl DiffusionBackend for Flex {
         grad: FlexTensor,
         eps: f64,
     ) -> [FlexTensor; 3] {
-        if all_f32([&x, &gamma, &grad]) {
-            return layer_norm::backward(x, gamma, grad, eps);
-        }
-        plain::layer_norm_backward::<Flex>(x, gamma, grad, eps)
+        by_dtype(
+            [x, gamma, grad],
+            |[x, gamma, grad]| layer_norm::backward(x, gamma, grad, eps),
+            |[x, gamma, grad]| plain::layer_norm_backward::<Flex>(x, gamma, grad, eps),
+        )
+    }
+
+    fn kernel_linear(
+        x: FlexTensor,
+        weight: FlexTensor,
+        bias: Option<FlexTensor>,
+        _cache: &WeightCache,
+    ) -> FlexTensor {
+        let dtype = x.dtype();
+        narrow(plain::linear::<Flex>(widen(x), widen(weight), bias.map(widen)), dtype)
+    }
+
+    fn kernel_linear_x_backward(weight: FlexTensor, grad: FlexTensor, _cache: &WeightCache) -> FlexTensor {
+        let dtype = grad.dtype();
+        narrow(plain::linear_x_backward::<Flex>(widen(weight), widen(grad)), dtype)
+    }
+
+    fn kernel_linear_weight_backward(x: FlexTensor, grad: FlexTensor) -> FlexTensor {
+        let dtype = grad.dtype();
+        narrow(plain::linear_weight_backward::<Flex>(widen(x), widen(grad)), dtype)
     }
 
     fn kernel_image_to_tokens(x: FlexTensor) -> FlexTensor {
-        if all_f32([&x]) { layout::image_to_tokens(x) } else { plain::image_to_tokens::<Flex>(x) }
+        one(by_dtype([x], |[x]| [layout::image_to_tokens(x)], |[x]| [plain::image_to_tokens::<Flex>(x)]))
     }
 
     fn kernel_tokens_to_image(x: FlexTensor, height: usize, width: usize) -> FlexTensor {
-        if all_f32([&x]) {
-            return layout::tokens_to_image(x, height, width);
-        }
-        plain::tokens_to_image::<Flex>(x, height, width)
+        one(by_dtype(
+            [x],
+            |[x]| [layout::tokens_to_image(x, height, width)],
+            |[x]| [plain::tokens_to_image::<Flex>(x, height, width)],
+        ))
     }
 
     fn kernel_conv2d(
@@ -115,10 +150,14 @@ impl DiffusionBackend for Flex {
         padding: usize,
         _cache: &WeightCache,
     ) -> FlexTensor {
-        if conv::applies(&weight, x.dtype()) {
-            return conv::forward(x, weight, bias, stride, padding);
-        }
-        plain::conv2d::<Flex>(x, weight, bias, stride, padding)
+        let dtype = x.dtype();
+        let (x, weight, bias) = (widen(x), widen(weight), bias.map(widen));
+        let y = if conv::applies(&weight, x.dtype()) {
+            conv::forward(x, weight, bias, stride, padding)
+        } else {
+            plain::conv2d::<Flex>(x, weight, bias, stride, padding)
+        };
+        narrow(y, dtype)
     }
 
     fn kernel_conv2d_x_backward(
@@ -129,10 +168,17 @@ impl DiffusionBackend for Flex {
         padding: usize,
         cache: &WeightCache,
     ) -> FlexTensor {
-        if conv::applies(&weight, grad.dtype()) {
-            return conv::x_backward(&x_shape, weight, grad, stride, padding, cache);
-        }
-        plain::conv2d_x_backward::<Flex>(x_shape, weight, grad, stride, padding)
+        let dtype = grad.dtype();
+        // a widened copy is new each time: nothing may be kept that was derived from it
+        let is_copy = weight.dtype() != DType::F32;
+        let (weight, grad) = (widen(weight), widen(grad));
+        let y = if conv::applies(&weight, grad.dtype()) {
+            let own = WeightCache::new();
+            conv::x_backward(&x_shape, weight, grad, stride, padding, if is_copy { &own } else { cache })
+        } else {
+            plain::conv2d_x_backward::<Flex>(x_shape, weight, grad, stride, padding)
+        };
+        narrow(y, dtype)
     }
 
     fn kernel_conv2d_weight_backward(
@@ -142,17 +188,22 @@ impl DiffusionBackend for Flex {
         stride: usize,
         padding: usize,
     ) -> FlexTensor {
-        if conv::applies(&weight, grad.dtype()) {
-            return conv::weight_backward(x, weight.shape(), grad, stride, padding);
-        }
-        plain::conv2d_weight_backward::<Flex>(x, weight, grad, stride, padding)
+        let dtype = grad.dtype();
+        let (x, weight, grad) = (widen(x), widen(weight), widen(grad));
+        let y = if conv::applies(&weight, grad.dtype()) {
+            conv::weight_backward(x, weight.shape(), grad, stride, padding)
+        } else {
+            plain::conv2d_weight_backward::<Flex>(x, weight, grad, stride, padding)
+        };
+        narrow(y, dtype)
     }
 
     fn kernel_attention(q: FlexTensor, k: FlexTensor, v: FlexTensor, causal: bool) -> FlexTensor {
-        if all_f32([&q, &k, &v]) {
-            return attention::forward(q, k, v, causal);
-        }
-        plain::attention::<Flex>(q, k, v, causal)
+        one(by_dtype(
+            [q, k, v],
+            |[q, k, v]| [attention::forward(q, k, v, causal)],
+            |[q, k, v]| [plain::attention::<Flex>(q, k, v, causal)],
+        ))
     }
 
     fn kernel_attention_backward(
@@ -162,9 +213,14 @@ impl DiffusionBackend for Flex {
         grad: FlexTensor,
         causal: bool,
     ) -> [FlexTensor; 3] {
-        if all_f32([&q, &k, &v, &grad]) {
-            return attention::backward(q, k, v, grad, causal);
-        }
-        plain::attention_backward::<Flex>(q, k, v, grad, causal)
+        by_dtype(
+            [q, k, v, grad],
+            |[q, k, v, grad]| attention::backward(q, k, v, grad, causal),
+            |[q, k, v, grad]| plain::attention_backward::<Flex>(q, k, v, grad, causal),
+        )
     }
+}
+
+fn one([result]: [FlexTensor; 1]) -> FlexTensor {
+    result
 }

@@ -4,10 +4,12 @@ use std::fmt::Write as _;
 use std::io;
 use std::path::Path;
 
+use cxr_core::hash::sha256_hex;
 use cxr_core::metadata::MetadataRow;
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
+use crate::scheduler::NoiseScheduleConfig;
 
 /// Everything that makes a picture again.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -20,18 +22,63 @@ pub struct ImageSettings {
     pub seed: u64,
     /// Denoising steps.
     pub steps: usize,
+    /// Width in pixels.
+    pub width: usize,
+    /// Height in pixels.
+    pub height: usize,
     /// Classifier-free guidance.
     pub guidance: f64,
+    /// Noise levels between which guidance applies; `None`: all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub guidance_interval: Option<(f64, f64)>,
     /// The sampler's name.
     pub sampler: String,
     /// Fresh noise of DDIM, 0 to 1.
     pub eta: f64,
+    /// The picture that it was made from; `None`: from noise alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub initial: Option<InitialUse>,
+    /// Whether the autoencoder went over it in tiles.
+    pub vae_tiling: bool,
+    /// The dtype of weights and activations, e.g. `f32`.
+    pub dtype: String,
     /// SHA-256 over the model's weights, in hex.
     pub model_hash: String,
+    /// The model's noise schedule.
+    pub schedule: NoiseScheduleConfig,
     /// Adapters: a hash of the file's content and the weight, in the order of loading.
     pub lora: Vec<LoraUse>,
     /// The program that made it.
     pub software: String,
+}
+
+/// The picture that image-to-image started from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct InitialUse {
+    /// SHA-256 of its size and pixels, in hex.
+    pub sha256: String,
+    /// The part of the steps that were made.
+    pub strength: f64,
+}
+
+impl ImageSettings {
+    /// SHA-256 of everything that the picture depends on, in hex: equal for pictures that are equal but for
+    /// rounding. The program and the device do not take part.
+    pub fn hash(&self) -> String {
+        let settings = Self { software: String::new(), ..self.clone() };
+        let text = serde_json::to_string(&settings).expect("numbers, strings and lists are JSON");
+        sha256_hex(text.as_bytes())
+    }
+}
+
+/// The channels of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum PngColor {
+    /// Three.
+    #[default]
+    Rgb,
+    /// One: the luma of ITU-R BT.601, as PIL's mode `L`.
+    Gray,
 }
 
 /// An adapter that took part.
@@ -64,6 +111,29 @@ const DIGITAL_SOURCE_TYPE: &str = "http://cv.iptc.org/newscodes/digitalsourcetyp
 /// The keyword under which Adobe's XMP specification puts a packet into a PNG.
 const XMP_KEYWORD: &str = "XML:com.adobe.xmp";
 
+/// The keyword of the text that [`read_settings_hash`] reads.
+const HASH_KEYWORD: &str = "settings_hash";
+
+/// [`ImageSettings::hash`] of the picture in a PNG file, and its channels; `None` if it is none of this crate's.
+///
+/// # Errors
+/// [`Error::Io`] naming the file if it cannot be read or is no PNG file.
+pub fn read_settings_hash(path: impl AsRef<Path>) -> Result<Option<(String, PngColor)>, Error> {
+    let path = path.as_ref();
+    let failed = |source| Error::Io { path: path.to_path_buf(), source };
+    let file = std::fs::File::open(path).map_err(failed)?;
+    let reader = png::Decoder::new(io::BufReader::new(file)).read_info();
+    let reader = reader.map_err(|error| failed(io::Error::other(error)))?;
+    let info = reader.info();
+    let color = match info.color_type {
+        png::ColorType::Rgb => PngColor::Rgb,
+        png::ColorType::Grayscale => PngColor::Gray,
+        _ => return Ok(None),
+    };
+    let hash = info.uncompressed_latin1_text.iter().find(|text| text.keyword == HASH_KEYWORD);
+    Ok(hash.map(|text| (text.text.clone(), color)))
+}
+
 impl Image {
     /// From pixels in [-1, 1] as `[3, height, width]`, channel by channel: clamped, and rounded to 8 bits.
     pub(crate) fn from_planes(planes: &[f32], width: usize, height: usize, settings: ImageSettings) -> Self {
@@ -78,9 +148,17 @@ impl Image {
     /// # Errors
     /// [`Error::Io`] naming the file.
     pub fn save_png(&self, path: impl AsRef<Path>) -> Result<(), Error> {
+        self.save_png_as(path, PngColor::Rgb)
+    }
+
+    /// [`save_png`](Self::save_png) with the channels that are asked for.
+    ///
+    /// # Errors
+    /// [`Error::Io`] naming the file.
+    pub fn save_png_as(&self, path: impl AsRef<Path>, color: PngColor) -> Result<(), Error> {
         let path = path.as_ref();
         let io = |source| Error::Io { path: path.to_path_buf(), source };
-        let bytes = self.to_png().map_err(|e| io(io::Error::other(e)))?;
+        let bytes = self.to_png(color).map_err(|e| io(io::Error::other(e)))?;
         cxr_core::atomic::write_bytes(path, &bytes).map_err(io)
     }
 
@@ -88,11 +166,14 @@ impl Image {
     ///
     /// # Errors
     /// If the picture has no pixels, or not `width * height * 3` values.
-    pub fn to_png(&self) -> Result<Vec<u8>, png::EncodingError> {
+    pub fn to_png(&self, color: PngColor) -> Result<Vec<u8>, png::EncodingError> {
         let mut bytes = Vec::new();
         let side = |value: usize| u32::try_from(value).unwrap_or(0); // 0 is refused by the encoder
         let mut encoder = png::Encoder::new(&mut bytes, side(self.width), side(self.height));
-        encoder.set_color(png::ColorType::Rgb);
+        encoder.set_color(match color {
+            PngColor::Rgb => png::ColorType::Rgb,
+            PngColor::Gray => png::ColorType::Grayscale,
+        });
         encoder.set_depth(png::BitDepth::Eight);
         let parameters = self.parameters();
         // tEXt holds Latin-1 alone
@@ -100,9 +181,13 @@ impl Image {
             true => encoder.add_text_chunk("parameters".into(), parameters)?,
             false => encoder.add_itxt_chunk("parameters".into(), parameters)?,
         }
+        encoder.add_text_chunk(HASH_KEYWORD.into(), self.settings.hash())?;
         encoder.add_itxt_chunk(XMP_KEYWORD.into(), xmp())?;
         let mut writer = encoder.write_header()?;
-        writer.write_image_data(&self.rgb)?;
+        match color {
+            PngColor::Rgb => writer.write_image_data(&self.rgb)?,
+            PngColor::Gray => writer.write_image_data(&self.luma())?,
+        }
         writer.finish()?;
         Ok(bytes)
     }
@@ -116,6 +201,9 @@ impl Image {
         }
         let sampler = match s.sampler.as_str() {
             "ddim" => "DDIM",
+            "pndm" => "PLMS",
+            "euler" => "Euler",
+            "euler-a" => "Euler a",
             "dpmpp-2m" => "DPM++ 2M",
             other => other,
         };
@@ -126,6 +214,9 @@ impl Image {
         );
         if s.eta != 0.0 {
             let _ = write!(text, ", Eta: {}", s.eta);
+        }
+        if let Some(initial) = &s.initial {
+            let _ = write!(text, ", Denoising strength: {}", initial.strength);
         }
         if !s.model_hash.is_empty() {
             let _ = write!(text, ", Model hash: {}", short(&s.model_hash));
@@ -149,19 +240,26 @@ impl Image {
             seed: Some(s.seed),
             ..MetadataRow::default()
         };
-        let mut extra = |key: &str, value: serde_json::Value| row.extra.insert(key.into(), value);
-        extra("negative_prompt", s.negative_prompt.clone().into());
-        extra("steps", s.steps.into());
-        extra("guidance", s.guidance.into());
-        extra("sampler", s.sampler.clone().into());
-        extra("eta", s.eta.into());
-        extra("width", self.width.into());
-        extra("height", self.height.into());
-        extra("model_hash", s.model_hash.clone().into());
-        extra("lora", serde_json::json!(s.lora));
-        extra("software", s.software.clone().into());
-        extra("digital_source_type", "trainedAlgorithmicMedia".into());
+        // all settings under their own names, and what they come to
+        let settings = serde_json::to_value(s).expect("numbers, strings and lists are JSON");
+        if let serde_json::Value::Object(settings) = settings {
+            let known = ["prompt", "seed"];
+            row.extra.extend(settings.into_iter().filter(|(key, _)| !known.contains(&key.as_str())));
+        }
+        row.extra.insert("settings_hash".into(), s.hash().into());
+        row.extra.insert("digital_source_type".into(), "trainedAlgorithmicMedia".into());
         row
+    }
+}
+
+impl Image {
+    /// The luma of every pixel.
+    fn luma(&self) -> Vec<u8> {
+        // PIL's fixed-point weights, so that the file is the one that `convert("L")` makes
+        let luma = |p: &[u8]| {
+            (u32::from(p[0]) * 19595 + u32::from(p[1]) * 38470 + u32::from(p[2]) * 7471 + 0x8000) >> 16
+        };
+        self.rgb.chunks_exact(3).map(|pixel| luma(pixel) as u8).collect()
     }
 }
 
@@ -196,10 +294,17 @@ mod tests {
             negative_prompt: "colour".into(),
             seed: 7,
             steps: 30,
+            width: 2,
+            height: 1,
             guidance: 7.5,
+            guidance_interval: None,
             sampler: "dpmpp-2m".into(),
             eta: 0.0,
+            initial: None,
+            vae_tiling: false,
+            dtype: "f32".into(),
             model_hash: "0123456789abcdef".into(),
+            schedule: NoiseScheduleConfig::sd15(),
             lora: vec![LoraUse { name: "cxr".into(), sha256: "fedcba98765432".into(), weight: 0.5 }],
             software: "cxr 1".into(),
         }
@@ -250,6 +355,8 @@ mod tests {
                     && xmp.contains("trainedAlgorithmicMedia")
             );
             assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+            let hash = settings(prompt).hash();
+            assert_eq!(read_settings_hash(&path).unwrap(), Some((hash, PngColor::Rgb)));
         }
     }
 
@@ -269,5 +376,34 @@ mod tests {
         assert_eq!(row.extra["steps"], 30);
         assert_eq!(row.extra["lora"][0]["weight"], 0.5);
         assert_eq!(row.extra["model_hash"], "0123456789abcdef");
+        assert_eq!(row.extra["schedule"]["beta_schedule"], "scaled_linear");
+        assert!(!row.extra.contains_key("prompt"));
+    }
+
+    #[test]
+    fn the_hash_tells_settings_apart_and_programs_not() {
+        let hash = settings("a").hash();
+        assert_eq!(ImageSettings { software: "another".into(), ..settings("a") }.hash(), hash);
+        for other in [
+            settings("b"),
+            ImageSettings { seed: 8, ..settings("a") },
+            ImageSettings { width: 4, ..settings("a") },
+            ImageSettings { dtype: "f16".into(), ..settings("a") },
+            ImageSettings { lora: Vec::new(), ..settings("a") },
+        ] {
+            assert_ne!(other.hash(), hash, "{other:?}");
+        }
+    }
+
+    #[test]
+    fn one_channel_is_the_luma() {
+        let mut picture = image("x");
+        picture.rgb = vec![255, 0, 0, 10, 10, 10];
+        assert_eq!(picture.luma(), [76, 10]); // PIL: Image.new("RGB", (1, 1), (255, 0, 0)).convert("L")
+        let decoder = png::Decoder::new(io::Cursor::new(picture.to_png(PngColor::Gray).unwrap()));
+        let mut reader = decoder.read_info().unwrap();
+        let mut pixels = vec![0; reader.output_buffer_size().unwrap()];
+        reader.next_frame(&mut pixels).unwrap();
+        assert_eq!((pixels, reader.info().color_type), (vec![76, 10], png::ColorType::Grayscale));
     }
 }

@@ -27,13 +27,16 @@ use cxr_lora::{TEXT_ENCODER, UNET};
 use cxr_tokenizer::Tokens;
 
 pub use generate::Preview;
-pub use image::{Image, ImageSettings, LoraUse};
+pub use image::{Image, ImageSettings, InitialUse, LoraUse, PngColor, read_settings_hash};
 pub use noise::ImageNoise;
-pub use request::Request;
+pub use request::{InitialImage, Request};
 
-pub use crate::weights::{LoadOptions, ModelConfig, ModelFolder, ModelParts, SaveDtype};
+pub use crate::weights::{
+    DEFAULT_REPO, LoadOptions, ModelConfig, ModelFiles, ModelFolder, ModelParts, ModelSource, SaveDtype,
+};
 
 use crate::Error;
+use crate::vae::{AutoencoderKl, Tiling};
 use crate::weights::save_folder;
 
 /// A latent diffusion model, whole: text in, pictures out.
@@ -44,6 +47,7 @@ pub struct StableDiffusion<B: Backend> {
     parts: ModelParts<B>,
     device: B::Device,
     lora: Vec<LoraUse>,
+    commit: Option<String>,
 }
 
 impl<B: Backend> StableDiffusion<B> {
@@ -53,16 +57,22 @@ impl<B: Backend> StableDiffusion<B> {
     /// [`Error::Mismatch`] if two parts do not fit together.
     pub fn new(parts: ModelParts<B>, device: &B::Device) -> Result<Self, Error> {
         parts.config.validate()?;
-        Ok(Self { parts, device: device.clone(), lora: Vec::new() })
+        Ok(Self { parts, device: device.clone(), lora: Vec::new(), commit: None })
     }
 
-    /// Loads a folder in diffusers' layout.
+    /// Loads a model: a folder in diffusers' layout, a single-file checkpoint (`.safetensors`, `.ckpt`), or a
+    /// repository by name; see [`ModelFiles::locate`].
     ///
     /// # Errors
-    /// As [`ModelFolder::open`] and [`ModelFolder::load`].
-    pub fn load(path: impl AsRef<Path>, options: LoadOptions, device: &B::Device) -> Result<Self, Error> {
-        let parts = ModelFolder::open(path.as_ref())?.load(&options, device)?;
-        Self::new(parts, device)
+    /// As [`ModelFiles::locate`] and [`ModelFiles::load`].
+    pub fn load(
+        source: impl Into<ModelSource>,
+        options: LoadOptions,
+        device: &B::Device,
+    ) -> Result<Self, Error> {
+        let files = ModelFiles::locate(&source.into(), &options)?;
+        let commit = files.commit().map(str::to_string);
+        Ok(Self { commit, ..Self::new(files.load(&options, device)?, device)? })
     }
 
     /// Adds a LoRA adapter from a file (of any format that `cxr-lora` reads); several add up.
@@ -72,6 +82,15 @@ impl<B: Backend> StableDiffusion<B> {
     /// # Errors
     /// [`Error::Lora`] if the file cannot be read or a module of it does not fit the model.
     pub fn with_lora(mut self, path: impl AsRef<Path>, weight: f64) -> Result<Self, Error> {
+        self.add_lora(path, weight)?;
+        Ok(self)
+    }
+
+    /// [`with_lora`](Self::with_lora) in place; the model is as it was if it fails.
+    ///
+    /// # Errors
+    /// As [`with_lora`](Self::with_lora).
+    pub fn add_lora(&mut self, path: impl AsRef<Path>, weight: f64) -> Result<(), Error> {
         let path = path.as_ref();
         let (adapter, _format) = cxr_lora::read(path)?;
         // a PEFT adapter is a folder, with its weights in a file of a fixed name
@@ -84,7 +103,7 @@ impl<B: Backend> StableDiffusion<B> {
             &mut [(UNET, &mut self.parts.unet), (TEXT_ENCODER, &mut self.parts.text)];
         cxr_lora::load_named(models, &adapter, &unique, weight)?;
         self.lora.push(LoraUse { name, sha256, weight });
-        Ok(self)
+        Ok(())
     }
 
     /// Writes the model, without adapters, as a diffusers folder.
@@ -106,6 +125,11 @@ impl<B: Backend> StableDiffusion<B> {
         self.parts
     }
 
+    /// The commit of the repository that it was loaded from; `None` for a local file or folder.
+    pub fn commit(&self) -> Option<&str> {
+        self.commit.as_deref()
+    }
+
     /// The adapters, in the order in which they were loaded.
     pub fn lora(&self) -> &[LoraUse] {
         &self.lora
@@ -116,9 +140,11 @@ impl<B: Backend> StableDiffusion<B> {
         1 << self.parts.config.vae.block_out_channels.len().saturating_sub(1)
     }
 
-    /// Width and height must be multiples of this: the autoencoder's factor times the UNet's.
+    /// Width and height must be multiples of this: the autoencoder's factor, 8 for Stable Diffusion.
+    ///
+    /// Multiples of 64 are best: between them the UNet's coarser levels round, as they do in diffusers.
     pub fn size_unit(&self) -> usize {
-        self.vae_factor() << self.parts.config.unet.block_out_channels.len().saturating_sub(1)
+        self.vae_factor()
     }
 
     /// The side of the pictures that the model was made for, in pixels.
@@ -179,14 +205,23 @@ impl<B: DiffusionBackend> StableDiffusion<B> {
     /// # Errors
     /// [`Error::NotFinite`] if it is not finite in f32 either.
     pub fn decode(&self, latents: Tensor<B, 4>) -> Result<TensorData, Error> {
+        self.decode_with(latents, false)
+    }
+
+    /// [`decode`](Self::decode), in tiles if `tiling`.
+    fn decode_with(&self, latents: Tensor<B, 4>, tiling: bool) -> Result<TensorData, Error> {
+        let decode = |vae: &AutoencoderKl<B>, latents| match tiling {
+            true => Tiling::new(&self.parts.config.vae).decode(vae, latents),
+            false => vae.decode(latents),
+        };
         let unscaled = latents / self.parts.config.vae.scaling_factor;
-        let pixels = to_f32(self.parts.vae.decode(unscaled.clone().cast(self.parts.dtype)));
+        let pixels = to_f32(decode(&self.parts.vae, unscaled.clone().cast(self.parts.dtype)));
         if is_finite(&pixels) {
             return Ok(pixels);
         }
         if self.dtype() != DType::F32 && is_finite(&to_f32(unscaled.clone())) {
             log::warn!("the decoded picture is not finite in {:?}: decoding again in f32", self.parts.dtype);
-            let pixels = to_f32(as_f32(self.parts.vae.clone()).decode(unscaled.cast(DType::F32)));
+            let pixels = to_f32(decode(&as_f32(self.parts.vae.clone()), unscaled.cast(DType::F32)));
             if is_finite(&pixels) {
                 return Ok(pixels);
             }

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::Sampler;
 use crate::Error;
 
 /// How the training timesteps' noise grows.
@@ -44,7 +45,7 @@ pub enum TimestepSpacing {
 /// use, not of the class in the file; the keys whose default differs between classes are `Option`s here.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct NoiseScheduleConfig {
-    /// diffusers' class; kept for writing, read by nothing here.
+    /// diffusers' class, which names the model's own [`sampler`](Self::sampler); no setting depends on it.
     #[serde(rename = "_class_name", default = "default_class")]
     pub class_name: String,
     /// The number of training timesteps.
@@ -68,9 +69,17 @@ pub struct NoiseScheduleConfig {
     /// Added to every timestep in `leading` spacing.
     #[serde(default)]
     pub steps_offset: usize,
-    /// The spread of the timesteps. Absent: DDIM and PNDM `leading`, DPM-Solver++ `linspace`.
+    /// The spread of the timesteps. Absent: DDIM and PNDM `leading`, Euler, Euler ancestral and DPM-Solver++
+    /// `linspace`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timestep_spacing: Option<TimestepSpacing>,
+    /// Whether the noise levels are spread as Karras et al. 2022 have them. Absent: no. Euler and DPM-Solver++ heed
+    /// it; diffusers' classes of the other samplers do not know the key, and leave it alone as well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub use_karras_sigmas: Option<bool>,
+    /// Whether PNDM leaves out its Runge-Kutta warm-up. Absent: no (diffusers' PNDM); published models say yes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub skip_prk_steps: Option<bool>,
     /// Whether DDIM clips the predicted original to `clip_sample_range`. Absent: true (diffusers' DDIM).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clip_sample: Option<bool>,
@@ -114,8 +123,22 @@ impl NoiseScheduleConfig {
             set_alpha_to_one: Some(false),
             steps_offset: 1,
             timestep_spacing: None,
+            use_karras_sigmas: None,
+            skip_prk_steps: Some(true),
             clip_sample: Some(false),
             clip_sample_range: 1.0,
+        }
+    }
+
+    /// The sampler that the file's class stands for; `None` for a class that is not implemented.
+    pub fn sampler(&self) -> Option<Sampler> {
+        match self.class_name.as_str() {
+            "DDIMScheduler" => Some(Sampler::ddim()),
+            "PNDMScheduler" => Some(Sampler::Pndm),
+            "EulerDiscreteScheduler" => Some(Sampler::Euler),
+            "EulerAncestralDiscreteScheduler" => Some(Sampler::EulerAncestral),
+            "DPMSolverMultistepScheduler" => Some(Sampler::DpmPp2m),
+            _ => None,
         }
     }
 
@@ -161,35 +184,42 @@ impl NoiseScheduleConfig {
     }
 }
 
-/// Keys of diffusers' schedulers that change the result and have one implemented value each.
+/// Keys of diffusers' schedulers that change the result, and their values that are implemented beside null.
+///
+/// `lower_order_final` and `euler_at_final` are not among them: the last step to noise level 0 is of first order
+/// whatever they say. `deis`, `logrho`, `bh1` and `bh2` are what other classes write; diffusers' DPM-Solver++ reads
+/// them as its defaults.
 fn refuse_unsupported(config: &Value) -> Result<(), Error> {
-    let implemented: [(&str, Value); 16] = [
-        ("trained_betas", Value::Null),
-        ("thresholding", false.into()),
-        ("rescale_betas_zero_snr", false.into()),
-        ("use_karras_sigmas", false.into()),
-        ("use_exponential_sigmas", false.into()),
-        ("use_beta_sigmas", false.into()),
-        ("use_lu_lambdas", false.into()),
-        ("use_flow_sigmas", false.into()),
-        ("use_dynamic_shifting", false.into()),
-        ("solver_order", 2.into()),
-        ("algorithm_type", "dpmsolver++".into()),
-        ("solver_type", "midpoint".into()),
-        ("lower_order_final", true.into()),
-        ("euler_at_final", false.into()),
-        ("final_sigmas_type", "zero".into()),
-        ("lambda_min_clipped", Value::Null),
+    let implemented: [(&str, &[Value]); 18] = [
+        ("trained_betas", &[]),
+        ("thresholding", &[false.into()]),
+        ("rescale_betas_zero_snr", &[false.into()]),
+        ("interpolation_type", &["linear".into()]),
+        ("timestep_type", &["discrete".into()]),
+        ("sigma_min", &[]),
+        ("sigma_max", &[]),
+        ("use_exponential_sigmas", &[false.into()]),
+        ("use_beta_sigmas", &[false.into()]),
+        ("use_lu_lambdas", &[false.into()]),
+        ("use_flow_sigmas", &[false.into()]),
+        ("use_dynamic_shifting", &[false.into()]),
+        ("solver_order", &[2.into()]),
+        ("algorithm_type", &["dpmsolver++".into(), "deis".into()]),
+        ("solver_type", &["midpoint".into(), "logrho".into(), "bh1".into(), "bh2".into()]),
+        ("variance_type", &["fixed_small".into(), "fixed_small_log".into(), "fixed_large".into()]),
+        ("final_sigmas_type", &["zero".into()]),
+        ("lambda_min_clipped", &[]),
     ];
-    for (key, value) in implemented {
+    for (key, values) in implemented {
         match config.get(key) {
             None | Some(Value::Null) => {}
-            Some(found) if *found == value => {}
+            Some(found) if values.contains(found) => {}
             Some(found) => {
+                let values = values.first().unwrap_or(&Value::Null);
                 return Err(Error::SchedulerConfig {
                     key: key.into(),
                     found: found.to_string(),
-                    expected: format!("{value}, the only value that is implemented"),
+                    expected: format!("{values}: others are not implemented"),
                 });
             }
         }
@@ -234,9 +264,36 @@ mod tests {
     }
 
     #[test]
+    fn the_defaults_of_every_class_are_read() {
+        for json in [
+            r#"{"_class_name": "EulerDiscreteScheduler", "interpolation_type": "linear", "sigma_min": null,
+                "sigma_max": null, "timestep_type": "discrete", "final_sigmas_type": "zero",
+                "use_karras_sigmas": false, "use_beta_sigmas": false, "timestep_spacing": "linspace"}"#,
+            r#"{"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "dpmsolver++", "solver_order": 2,
+                "solver_type": "midpoint", "lower_order_final": true, "euler_at_final": false,
+                "variance_type": null, "use_karras_sigmas": true, "lambda_min_clipped": -Infinity}"#,
+            r#"{"_class_name": "DEISMultistepScheduler", "algorithm_type": "deis", "solver_type": "logrho"}"#,
+            r#"{"_class_name": "DDPMScheduler", "variance_type": "fixed_small"}"#,
+        ] {
+            NoiseScheduleConfig::from_json(json).unwrap();
+        }
+    }
+
+    #[test]
     fn what_is_not_implemented_is_named() {
         for (json, key) in [
-            (r#"{"use_karras_sigmas": true}"#, "use_karras_sigmas"),
+            (r#"{"use_beta_sigmas": true}"#, "use_beta_sigmas"),
+            (r#"{"interpolation_type": "log_linear"}"#, "interpolation_type"),
+            (r#"{"timestep_type": "continuous"}"#, "timestep_type"),
+            (r#"{"sigma_max": 700.0}"#, "sigma_max"),
+            (r#"{"final_sigmas_type": "sigma_min"}"#, "final_sigmas_type"),
+            (r#"{"sigma_min": 0.01}"#, "sigma_min"),
+            (r#"{"use_exponential_sigmas": true}"#, "use_exponential_sigmas"),
+            (r#"{"rescale_betas_zero_snr": true}"#, "rescale_betas_zero_snr"),
+            (r#"{"algorithm_type": "sde-dpmsolver++"}"#, "algorithm_type"),
+            (r#"{"solver_order": 3}"#, "solver_order"),
+            (r#"{"solver_type": "heun"}"#, "solver_type"),
+            (r#"{"variance_type": "learned_range"}"#, "variance_type"),
             (r#"{"thresholding": true}"#, "thresholding"),
             (r#"{"trained_betas": [0.1]}"#, "trained_betas"),
             (r#"{"lambda_min_clipped": -5.1}"#, "lambda_min_clipped"),

@@ -26,7 +26,8 @@ pub(super) fn sample<B: Backend>(run: &mut Run<'_, B>, latents: Tensor<B, 4>, et
     let mut latents = latents;
     while let Some(Step { index, timestep }) = run.next() {
         let output = run.denoise(latents.clone(), timestep);
-        let [now, previous] = [schedule.alpha_bar(timestep), alpha_bar_or_last(schedule, timestep - stride)];
+        let t = timestep as i64;
+        let [now, previous] = [schedule.alpha_bar(t), alpha_bar_or_last(schedule, t - stride, true)];
         let split = config.prediction_type.split(now.sqrt(), (1.0 - now).sqrt());
         let mix = |(x, y): (f64, f64)| combine(latents.clone(), x, output.clone(), y);
         let mut original = mix(split.original);
@@ -47,11 +48,11 @@ pub(super) fn sample<B: Backend>(run: &mut Run<'_, B>, latents: Tensor<B, 4>, et
     latents
 }
 
-/// `alpha_bar(t)`; before the first timestep 1, or that of timestep 0 if so configured.
-fn alpha_bar_or_last(schedule: &NoiseSchedule, t: i64) -> f64 {
+/// `alpha_bar(t)`; before the first timestep 1 or that of timestep 0, as configured, or else as `to_one` says.
+pub(super) fn alpha_bar_or_last(schedule: &NoiseSchedule, t: i64, to_one: bool) -> f64 {
     if t >= 0 {
         schedule.alpha_bar(t)
-    } else if schedule.config().set_alpha_to_one.unwrap_or(true) {
+    } else if schedule.config().set_alpha_to_one.unwrap_or(to_one) {
         1.0
     } else {
         schedule.alpha_bar(0)

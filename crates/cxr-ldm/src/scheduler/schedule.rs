@@ -89,16 +89,25 @@ impl NoiseSchedule {
         self.snr(t).sqrt().recip()
     }
 
+    /// The noise level at a timestep, by linear interpolation between whole ones.
+    ///
+    /// # Panics
+    /// If `t` is not in `0..train_timesteps`.
+    pub fn sigma_at(&self, t: f64) -> f64 {
+        let (low, high) = (self.sigma(t.floor() as i64), self.sigma(t.ceil() as i64));
+        low + (high - low) * t.fract()
+    }
+
     /// The spacing that is configured, or `default`.
     pub(crate) fn spacing_or(&self, default: TimestepSpacing) -> TimestepSpacing {
         self.config.timestep_spacing.unwrap_or(default)
     }
 
-    /// Checks the number of steps against the training timesteps.
-    pub(crate) fn check_steps(&self, steps: usize) -> Result<(), Error> {
+    /// Checks the number of steps against the training timesteps, and the fewest that a sampler takes.
+    pub(crate) fn check_steps(&self, steps: usize, fewest: usize) -> Result<(), Error> {
         let n = self.train_timesteps();
-        if steps == 0 || steps > n {
-            return Err(Error::Steps { found: steps, limit: n });
+        if steps < fewest || steps > n {
+            return Err(Error::Steps { found: steps, fewest, limit: n });
         }
         Ok(())
     }
@@ -111,6 +120,17 @@ impl NoiseSchedule {
             .rev()
             .map(|i| if i > 0 && i == count - 1 { last } else { i as f64 * stride })
             .map(|t| t.round_ties_even() as i64)
+            .collect()
+    }
+
+    /// [`linspace`](Self::linspace) without rounding to whole timesteps (`np.linspace(.., dtype=np.float32)` reversed).
+    pub(crate) fn linspace_fractional(&self, count: usize) -> Vec<f64> {
+        let last = (self.train_timesteps() - 1) as f64;
+        let stride = if count > 1 { last / (count - 1) as f64 } else { 0.0 };
+        (0..count)
+            .rev()
+            .map(|i| if i > 0 && i == count - 1 { last } else { i as f64 * stride })
+            .map(|t| f64::from(t as f32))
             .collect()
     }
 

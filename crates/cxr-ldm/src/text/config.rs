@@ -7,6 +7,24 @@ use crate::config::{ConfigFile, to_json, wrong};
 
 const FILE: &str = "text_encoder/config.json";
 
+/// What transformers writes beside the sizes: where the file comes from, how weights were initialized, and settings
+/// of models that generate text, which its base class has for all. The marks' ids follow from the vocabulary, and the
+/// projection belongs to CLIP's two towers together.
+#[rustfmt::skip]
+const WITHOUT_EFFECT: [&str; 57] = [
+    "architectures", "bad_words_ids", "begin_suppress_tokens", "bos_token_id", "chunk_size_feed_forward",
+    "cross_attention_hidden_size", "decoder_start_token_id", "diversity_penalty", "do_sample", "dtype",
+    "early_stopping", "encoder_no_repeat_ngram_size", "eos_token_id", "exponential_decay_length_penalty",
+    "finetuning_task", "forced_bos_token_id", "forced_eos_token_id", "gradient_checkpointing", "id2label",
+    "initializer_factor", "initializer_range", "label2id", "length_penalty", "max_length", "min_length",
+    "no_repeat_ngram_size", "num_beam_groups", "num_beams", "num_return_sequences", "output_attentions",
+    "output_hidden_states", "output_scores", "pad_token_id", "prefix", "problem_type", "projection_dim",
+    "remove_invalid_values", "repetition_penalty", "return_dict", "return_dict_in_generate", "sep_token_id",
+    "suppress_tokens", "task_specific_params", "temperature", "tf_legacy_loss", "tie_encoder_decoder",
+    "tie_word_embeddings", "tokenizer_class", "top_k", "top_p", "torch_dtype", "torchscript",
+    "transformers_version", "typical_p", "use_bfloat16", "use_cache", "num_labels",
+];
+
 /// The activation between the two layers of an MLP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -75,7 +93,6 @@ impl ClipTextConfig {
     /// [`Error::Config`] naming the key that is wrong, or whose value is not implemented.
     pub fn from_json(text: &str) -> Result<Self, Error> {
         let mut file = ConfigFile::parse(FILE, text)?;
-        // many of the keys that transformers writes belong to other models or to training: unknown ones pass
         file.fixed("model_type", "clip_text_model")?;
         let config = Self {
             vocab_size: file.take("vocab_size", 49408)?,
@@ -87,6 +104,12 @@ impl ClipTextConfig {
             hidden_act: file.take("hidden_act", Activation::QuickGelu)?,
             layer_norm_eps: file.take("layer_norm_eps", 1e-5)?,
         };
+        for key in ["attention_dropout", "dropout"] {
+            file.fixed(key, 0)?;
+        }
+        file.fixed("pruned_heads", serde_json::json!({}))?;
+        file.ignore(&WITHOUT_EFFECT);
+        file.finish()?;
         config.validate()?;
         Ok(config)
     }
@@ -175,6 +198,12 @@ mod tests {
             (r#"{"num_attention_heads": 7}"#, "num_attention_heads"),
             (r#"{"vocab_size": 0}"#, "vocab_size"),
             (r#"{"layer_norm_eps": -1}"#, "layer_norm_eps"),
+            (r#"{"attention_dropout": 0.1}"#, "attention_dropout"),
+            (r#"{"pruned_heads": {"0": [1]}}"#, "pruned_heads"),
+            (r#"{"is_decoder": true}"#, "is_decoder"),
+            (r#"{"add_cross_attention": true}"#, "add_cross_attention"),
+            (r#"{"rope_theta": 10000}"#, "rope_theta"),
+            (r#"{"quantization_config": {"bits": 8}}"#, "quantization_config"),
         ] {
             let error = ClipTextConfig::from_json(json).unwrap_err().to_string();
             assert!(error.contains(&format!("{FILE}: {key}")), "{json}: {error}");

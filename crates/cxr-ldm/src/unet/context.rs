@@ -1,3 +1,5 @@
+use std::ops::Range;
+
 use burn::tensor::{Tensor, backend::Backend};
 use cxr_kernels::DiffusionBackend;
 
@@ -35,6 +37,23 @@ impl<B: Backend> Context<B> {
 
     pub(crate) fn prepared(layers: Vec<KeysValues<B>>) -> Self {
         Self { source: Source::Prepared(layers) }
+    }
+
+    /// Some of the rows.
+    ///
+    /// # Panics
+    /// If there are not as many.
+    pub fn rows_of(&self, rows: Range<usize>) -> Self {
+        let source = match &self.source {
+            Source::Hidden(hidden) => Source::Hidden(hidden.clone().slice(rows)),
+            Source::Prepared(layers) => {
+                let part = |x: &Tensor<B, 4>| x.clone().slice(rows.clone());
+                let layer =
+                    |kv: &KeysValues<B>| KeysValues { keys: part(&kv.keys), values: part(&kv.values) };
+                Source::Prepared(layers.iter().map(layer).collect())
+            }
+        };
+        Self { source }
     }
 
     /// The number of rows; `None` for a UNet without cross-attention.

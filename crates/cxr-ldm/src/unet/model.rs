@@ -1,5 +1,5 @@
 use burn::module::Module;
-use burn::tensor::{Int, Tensor, backend::Backend};
+use burn::tensor::{Tensor, backend::Backend};
 use cxr_kernels::nn::{Conv2d, Conv2dConfig, GroupNorm, GroupNormConfig};
 use cxr_kernels::{DiffusionBackend, ops};
 use cxr_lora::{Adaptable, LayerMut, LayerRef};
@@ -45,13 +45,16 @@ impl<B: DiffusionBackend> UNet2dCondition<B> {
     /// The prediction for `latents` `[n, in_channels, h, w]` (scaled, noised) at `timesteps` `[n]`: the noise, for a
     /// model of prediction type epsilon, `[n, out_channels, h, w]`.
     ///
+    /// Timesteps are f32 whatever the dtype of the rest, since bf16 would round 981 to 980; they may have fractions,
+    /// as Euler's do.
+    ///
     /// # Panics
     /// If rows, channels or dtypes of latents, timesteps, context and weights do not fit, or the context was
     /// prepared by a UNet of other sizes.
     pub fn forward(
         &self,
         latents: Tensor<B, 4>,
-        timesteps: Tensor<B, 1, Int>,
+        timesteps: Tensor<B, 1>,
         context: &Context<B>,
     ) -> Tensor<B, 4> {
         let [n, ..] = latents.dims();

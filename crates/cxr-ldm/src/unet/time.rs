@@ -1,5 +1,5 @@
 use burn::module::Module;
-use burn::tensor::{DType, Int, Tensor, TensorData, backend::Backend};
+use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
 use cxr_kernels::nn::{Linear, LinearConfig};
 use cxr_kernels::{DiffusionBackend, ops};
 
@@ -27,8 +27,9 @@ impl<B: Backend> TimeEmbedding<B> {
 }
 
 impl<B: DiffusionBackend> TimeEmbedding<B> {
-    /// Timesteps `[n]` to `[n, 4 * channels]` in `dtype`.
-    pub(crate) fn forward(&self, timesteps: Tensor<B, 1, Int>, dtype: DType) -> Tensor<B, 2> {
+    /// Timesteps `[n]`, f32, to `[n, 4 * channels]` in `dtype`.
+    pub(crate) fn forward(&self, timesteps: Tensor<B, 1>, dtype: DType) -> Tensor<B, 2> {
+        assert_eq!(timesteps.dtype(), DType::F32, "dtype of timesteps");
         let channels = self.linear_1.weight.lazy_shape()[1];
         let x = sinusoids(timesteps, channels, self.flip_sin_to_cos, self.freq_shift).cast(dtype);
         self.linear_2.forward(ops::silu(self.linear_1.forward(x)))
@@ -39,7 +40,7 @@ impl<B: DiffusionBackend> TimeEmbedding<B> {
 ///
 /// In f32 throughout, as diffusers' `get_timestep_embedding`: models were trained with its rounding.
 fn sinusoids<B: Backend>(
-    timesteps: Tensor<B, 1, Int>,
+    timesteps: Tensor<B, 1>,
     channels: usize,
     flip_sin_to_cos: bool,
     freq_shift: f64,
@@ -50,7 +51,7 @@ fn sinusoids<B: Backend>(
     let frequencies =
         Tensor::<B, 2>::from_data(TensorData::new(frequencies, [1, half]), (&device, DType::F32));
     let n = timesteps.dims()[0];
-    let phase = timesteps.float().cast(DType::F32).reshape([n, 1]) * frequencies;
+    let phase = timesteps.reshape([n, 1]) * frequencies;
     let (sin, cos) = (phase.clone().sin(), phase.cos());
     Tensor::cat(if flip_sin_to_cos { vec![cos, sin] } else { vec![sin, cos] }, 1)
 }
@@ -67,8 +68,8 @@ mod tests {
 
     #[test]
     fn the_formula_with_cosines_first() {
-        let timesteps = [0i64, 1, 500, 981];
-        let tensor = Tensor::<Flex, 1, Int>::from_data(TensorData::from(timesteps), &Default::default());
+        let timesteps = [0.0_f32, 1.0, 500.0, 981.0, 20.5];
+        let tensor = Tensor::<Flex, 1>::from_data(TensorData::from(timesteps), &Default::default());
         for (flip, shift) in [(true, 0.0), (false, 0.0), (true, 1.0)] {
             let found = sinusoids(tensor.clone(), 10, flip, shift).into_data().to_vec::<f32>().unwrap();
             for (row, &t) in found.chunks_exact(10).zip(&timesteps) {

@@ -47,12 +47,12 @@ impl<B: DiffusionBackend> AutoencoderKl<B> {
     /// # Panics
     /// If the dtype is not that of the weights, or the channels are others.
     pub fn encode(&self, pixels: Tensor<B, 4>) -> Moments<B> {
-        let moments = self.quant_conv.forward(self.encoder.forward(pixels));
-        let mut halves = moments.chunk(2, 1).into_iter();
-        let (Some(mean), Some(logvar)) = (halves.next(), halves.next()) else {
-            unreachable!("quant_conv has an even number of output channels")
-        };
-        Moments { mean, logvar: logvar.clamp(-30.0, 20.0) }
+        Moments::of(self.moments(pixels))
+    }
+
+    /// Mean and logarithm of the variance, not yet clamped, one after the other along the channels.
+    pub(super) fn moments(&self, pixels: Tensor<B, 4>) -> Tensor<B, 4> {
+        self.quant_conv.forward(self.encoder.forward(pixels))
     }
 
     /// Pixels `[n, out_channels, h * factor, w * factor]`, in [-1, 1] but for overshoot, of `latents`
@@ -66,6 +66,15 @@ impl<B: DiffusionBackend> AutoencoderKl<B> {
 }
 
 impl<B: Backend> Moments<B> {
+    /// The two halves of the channels that the encoder gives.
+    pub(super) fn of(moments: Tensor<B, 4>) -> Self {
+        let mut halves = moments.chunk(2, 1).into_iter();
+        let (Some(mean), Some(logvar)) = (halves.next(), halves.next()) else {
+            unreachable!("quant_conv has an even number of output channels")
+        };
+        Self { mean, logvar: logvar.clamp(-30.0, 20.0) }
+    }
+
     /// Standard deviation.
     pub fn std(&self) -> Tensor<B, 4> {
         self.logvar.clone().mul_scalar(0.5).exp()

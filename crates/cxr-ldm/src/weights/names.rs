@@ -33,6 +33,20 @@ impl Component {
             Self::Unet | Self::Vae => "diffusion_pytorch_model",
         }
     }
+
+    /// The names of weight files that would do, the best first: safetensors before `.bin`, and, where no variant is
+    /// asked for, none before `fp16`.
+    pub(super) fn file_names(self, variant: Option<&str>) -> Vec<String> {
+        let safe = self.file_stem();
+        let pickled = if self == Self::TextEncoder { "pytorch_model" } else { safe };
+        let variants = match variant {
+            Some(variant) => vec![format!(".{variant}")],
+            None => vec![String::new(), ".fp16".into()],
+        };
+        let names =
+            |variant: &String| [format!("{safe}{variant}.safetensors"), format!("{pickled}{variant}.bin")];
+        variants.iter().flat_map(names).collect()
+    }
 }
 
 impl fmt::Display for Component {

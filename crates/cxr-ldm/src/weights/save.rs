@@ -9,8 +9,9 @@ use cxr_core::atomic::AtomicDir;
 use cxr_core::tensor_file::{RawTensor, write_safetensors};
 use cxr_kernels::nn::parameters;
 
-use super::folder::ModelConfig;
+use super::load::F16_MAX;
 use super::names::{Component, published};
+use super::parts::ModelConfig;
 use crate::Error;
 use crate::text::ClipTextModel;
 use crate::unet::UNet2dCondition;
@@ -21,6 +22,8 @@ use crate::vae::AutoencoderKl;
 pub enum SaveDtype {
     /// Half precision: half the size.
     F16,
+    /// Half precision with the range of f32 and fewer digits: half the size.
+    BF16,
     /// Single precision: what was loaded in f32 comes back bit for bit.
     #[default]
     F32,
@@ -33,7 +36,7 @@ pub enum SaveDtype {
 /// place of an older model.
 ///
 /// # Errors
-/// [`Error::NotFinite`] naming a tensor with a NaN or an infinity, or one that f16 cannot hold; [`Error::Folder`]
+/// [`Error::NotFinite`] naming a tensor with a NaN or an infinity, or one that the dtype cannot hold; [`Error::Folder`]
 /// if something other than a model is in that place; [`Error::Io`] and [`Error::TensorFile`] if writing fails.
 pub fn save_folder<B: Backend>(
     path: &Path,
@@ -81,12 +84,16 @@ fn save_module<B: Backend, M: Module<B>>(
         }
         let shape = data.shape.to_vec();
         let values: Vec<f32> = data.iter::<f32>().collect();
-        let limit = if dtype == SaveDtype::F16 { 65504.0 } else { f32::MAX };
+        let limit = if dtype == SaveDtype::F16 { F16_MAX } else { f32::MAX };
         if !values.iter().all(|value| value.abs() <= limit) {
             wrong.get_or_insert_with(|| format!("{component}: parameter {path} as {dtype:?}"));
         }
         let tensor = RawTensor::from_f32(shape, values);
-        let tensor = if dtype == SaveDtype::F16 { tensor.to_f16_raw() } else { tensor };
+        let tensor = match dtype {
+            SaveDtype::F16 => tensor.to_f16_raw(),
+            SaveDtype::BF16 => tensor.to_bf16_raw(),
+            SaveDtype::F32 => tensor,
+        };
         tensors.push((published(component, path), tensor));
     });
     if let Some(what) = wrong {

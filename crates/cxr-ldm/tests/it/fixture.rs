@@ -59,6 +59,11 @@ impl Reference {
         Tensor::from_data(self.data(name), &Default::default())
     }
 
+    /// Whole timesteps, as the UNet takes them.
+    pub(crate) fn timesteps<B: Backend>(&self, name: &str) -> Tensor<B, 1> {
+        Tensor::from_data(self.data(name).convert::<f32>(), &Default::default())
+    }
+
     pub(crate) fn values(&self, name: &str) -> Vec<f32> {
         self.data(name).to_vec().unwrap()
     }

@@ -20,7 +20,11 @@ fn adapted<B: Backend>(weight: f64) -> UNet2dCondition<B> {
 
 fn predict<B: DiffusionBackend>(model: &UNet2dCondition<B>, reference: &Reference) -> Tensor<B, 4> {
     let hidden = reference.float::<B, 3>("text.hidden").slice(1..3);
-    model.forward(reference.float("unet.latents"), reference.int("unet.timesteps"), &Context::new(hidden))
+    model.forward(
+        reference.float("unet.latents"),
+        reference.timesteps("unet.timesteps"),
+        &Context::new(hidden),
+    )
 }
 
 #[test]
@@ -72,7 +76,7 @@ fn step<B: AutodiffBackend + DiffusionBackend>(
     let noised = Tensor::cat(noised.collect(), 0);
     let context = Context::new(reference.float::<B, 3>("text.hidden").slice(1..3));
     let loss = |model: &UNet2dCondition<B>| {
-        let predicted = model.forward(noised.clone(), reference.int("lora.timesteps"), &context);
+        let predicted = model.forward(noised.clone(), reference.timesteps("lora.timesteps"), &context);
         (predicted - noise.clone()).powi_scalar(2).mean()
     };
     let found = loss(model);

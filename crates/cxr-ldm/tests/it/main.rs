@@ -1,10 +1,12 @@
 //! Everything that needs more than one module, in one binary.
 
+mod checkpoint;
 mod fixture;
 mod gradients;
 mod lora;
 mod models;
 mod pipeline;
+mod pipeline_reference;
 mod scheduler;
 mod text;
 mod unet;

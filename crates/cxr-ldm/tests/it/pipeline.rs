@@ -39,7 +39,11 @@ pub(crate) fn config() -> ModelConfig {
         text: ClipTextConfig::tiny(),
         unet: UNetConfig::tiny(),
         vae: AutoencoderKlConfig::tiny(),
-        schedule: NoiseScheduleConfig::sd15(),
+        // a sampler with as many calls as steps
+        schedule: NoiseScheduleConfig {
+            class_name: "DPMSolverMultistepScheduler".into(),
+            ..NoiseScheduleConfig::sd15()
+        },
     }
 }
 
@@ -119,11 +123,10 @@ fn each_picture_has_its_own_prompt() {
     let prompts = ["Edema.", "Normal.", "Edema.", "Cardiomegaly."];
     let request = Request::each(prompts).steps(2).seed(4);
     for batch in [1, 3] {
-        let found = sd.generate(&request.clone().batch(batch).count(5)).unwrap();
-        assert_eq!(found.len(), 5);
+        let found = sd.generate(&request.clone().batch(batch).images_per_prompt(2)).unwrap();
+        assert_eq!(found.len(), 8);
         for (i, image) in found.iter().enumerate() {
-            // the first prompt again after the last
-            let prompt = prompts[i % prompts.len()];
+            let prompt = prompts[i / 2];
             assert_eq!((image.settings.prompt.as_str(), image.settings.seed), (prompt, 4 + i as u64));
             let alone = sd.generate(&Request::new(prompt).steps(2).seed(4 + i as u64)).unwrap().remove(0);
             let floats = |rgb: &[u8]| rgb.iter().map(|&v| v as f32).collect::<Vec<_>>();
@@ -137,7 +140,7 @@ fn each_picture_has_its_own_prompt() {
 fn a_batch_equals_one_by_one() {
     let sd = model(2);
     for sampler in [Sampler::DpmPp2m, Sampler::Ddim { eta: 0.7 }] {
-        let request = request().sampler(sampler).count(3);
+        let request = request().sampler(sampler).images_per_prompt(3);
         let single = latents(&sd, &request);
         assert_eq!(single.len(), 3);
         assert!(relative(&single[1], &single[0]) > 0.1, "each has its own seed");
@@ -148,7 +151,7 @@ fn a_batch_equals_one_by_one() {
             }
         }
         // and picture i is the first picture of seed + i
-        let second = latents(&sd, &request.clone().count(1).seed(12));
+        let second = latents(&sd, &request.clone().images_per_prompt(1).seed(12));
         assert!(relative(&second[0], &single[1]) < 1e-5);
     }
 }
@@ -199,7 +202,7 @@ fn guidance_is_the_formula() {
 #[test]
 fn stopping_returns_the_finished_pictures() {
     let sd = model(5);
-    let request = request().count(5).batch(2);
+    let request = request().images_per_prompt(5).batch(2);
     let whole = sd.generate(&request).unwrap();
     assert_eq!(whole.len(), 5);
     // 3 batches of 3 steps; the step to stop in (from 0) and the pictures that are finished by then
@@ -238,7 +241,7 @@ impl Progress for Recorder {
 #[test]
 fn progress_counts_steps_and_can_stop() {
     let sd = model(6);
-    let request = request().count(2);
+    let request = request().images_per_prompt(2);
     let recorder = Recorder::default();
     sd.generate_with(&request, &recorder, &mut |_| ControlFlow::Continue(())).unwrap();
     let expected = ["begin pictures Some(6)", "1", "2", "3", "4", "5", "6", "end 2/2 pictures"];
@@ -257,7 +260,7 @@ fn other_sizes_and_sizes_that_do_not_fit() {
     let unit = sd.size_unit();
     let image = sd.generate(&request().size(2 * unit, unit)).unwrap().remove(0);
     assert_eq!((image.width, image.height, image.rgb.len()), (2 * unit, unit, 6 * unit * unit));
-    for (width, height) in [(unit + 1, unit), (unit, unit / 2), (0, unit)] {
+    for (width, height) in [(2 * unit + 1, unit), (unit, unit / 2), (0, unit)] {
         let error = sd.generate(&request().size(width, height)).unwrap_err().to_string();
         assert!(error.contains(&format!("{width}x{height}")) && error.contains(&unit.to_string()), "{error}");
     }
@@ -270,7 +273,7 @@ fn requests_that_cannot_be_met_are_errors() {
     for (request, word) in [
         (request().steps(0), "steps: 0"),
         (request().steps(1001), "1001"),
-        (request().count(0), "count"),
+        (request().images_per_prompt(0), "images per prompt"),
         (request().batch(0), "batch"),
         (request().guidance(f64::NAN), "guidance"),
         (request().sampler(Sampler::Ddim { eta: 2.0 }), "eta"),
@@ -313,7 +316,7 @@ fn two_threads_use_one_model() {
 #[test]
 fn settings_make_the_picture_again() {
     let sd = model(11);
-    let image = sd.generate(&request().count(2).negative("Normal.")).unwrap().remove(1);
+    let image = sd.generate(&request().images_per_prompt(2).negative("Normal.")).unwrap().remove(1);
     let settings = &image.settings;
     assert_eq!((settings.seed, settings.model_hash.as_str()), (12, "00ff"));
     let again = Request::new(settings.prompt.clone())

@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use burn::tensor::{Int, Tensor};
+use burn::tensor::Tensor;
 use cxr_kernels::Flex;
 use cxr_ldm::scheduler::{NoiseSchedule, NoiseScheduleConfig, Sampler, Steps, sample};
 use cxr_ldm::unet::{Context, UNet2dCondition};
@@ -16,8 +16,8 @@ fn hidden(reference: &Reference, rows: std::ops::Range<usize>) -> Tensor<Flex, 3
     reference.float::<Flex, 3>("text.hidden").slice(rows)
 }
 
-fn timesteps(reference: &Reference) -> Tensor<Flex, 1, Int> {
-    reference.int("unet.timesteps")
+fn timesteps(reference: &Reference) -> Tensor<Flex, 1> {
+    reference.timesteps("unet.timesteps")
 }
 
 #[test]
@@ -88,11 +88,12 @@ fn ten_guided_ddim_steps() {
     let config = std::fs::read_to_string(path("model/scheduler/scheduler_config.json")).unwrap();
     let schedule = NoiseSchedule::new(NoiseScheduleConfig::from_json(&config).unwrap()).unwrap();
     let timesteps = Sampler::ddim().timesteps(&schedule, 10).unwrap();
-    assert_eq!(timesteps, reference.data("ddim.timesteps").to_vec::<i64>().unwrap());
+    assert_eq!(timesteps, reference.data("ddim.timesteps").iter::<f64>().collect::<Vec<_>>());
     let context = model.prepare(hidden(&reference, 0..2));
     let run = |guidance: f64, context: &Context<Flex>| {
-        let denoiser = |latents: Tensor<Flex, 4>, timestep: i64| {
-            let timesteps = Tensor::<Flex, 1, Int>::from_data([timestep, timestep], &Default::default());
+        let denoiser = |latents: Tensor<Flex, 4>, timestep: f64| {
+            let timesteps =
+                Tensor::<Flex, 1>::from_data([timestep as f32, timestep as f32], &Default::default());
             let both = model.forward(Tensor::cat(vec![latents.clone(), latents], 0), timesteps, context);
             let (without, with) = (both.clone().slice(0..1), both.slice(1..2));
             without.clone() + (with - without) * guidance

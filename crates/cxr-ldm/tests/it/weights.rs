@@ -2,10 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::Mutex;
 
 use burn::tensor::{FloatDType, TensorData};
-use cxr_core::tensor_file::{RawTensor, TensorFile, write_safetensors};
+use cxr_core::progress::Progress;
+use cxr_core::tensor_file::{Dtype, RawTensor, TensorFile, write_safetensors};
 use cxr_kernels::Flex;
 use cxr_kernels::nn::parameters;
 use cxr_ldm::pipeline::{LoadOptions, ModelFolder, ModelParts, Request, SaveDtype, StableDiffusion};
@@ -30,7 +33,7 @@ fn load(path: &Path) -> Result<StableDiffusion<Flex>, cxr_ldm::Error> {
 }
 
 fn refusal(path: &Path) -> String {
-    load(path).expect_err("this folder is broken").to_string()
+    load(path).err().expect("this folder is broken").to_string()
 }
 
 /// Changes the tensors of a file in place.
@@ -106,6 +109,21 @@ fn half_precision_is_close_and_half_the_size() {
     let variant = LoadOptions::default().with_variant("fp16");
     let error = StableDiffusion::<Flex>::load(&path, variant, &Default::default()).unwrap_err().to_string();
     assert!(error.contains("fp16") && error.contains("unet") || error.contains("text_encoder"), "{error}");
+}
+
+#[test]
+fn bfloat16_is_written_and_read_as_it_is() {
+    let (_guard, path) = saved(SaveDtype::BF16);
+    let file = TensorFile::open(path.join(UNET)).unwrap();
+    assert!(file.names().all(|name| file.info(name).unwrap().dtype == Dtype::BF16));
+    let options = LoadOptions::default().with_dtype(FloatDType::BF16);
+    let sd = StableDiffusion::<Flex>::load(&path, options, &Default::default()).unwrap();
+    // rounded once, when it was written
+    let mut expected = BTreeMap::new();
+    parameters::read(&model(21).parts().unet, |path, data| {
+        expected.insert(path.to_string(), data.convert_dtype(burn::tensor::DType::BF16));
+    });
+    parameters::read(&sd.parts().unet, |path, data| assert_eq!(data, expected[path], "{path}"));
 }
 
 #[test]
@@ -227,8 +245,14 @@ fn folders_of_another_kind_are_refused() {
         let error = refusal(path);
         assert!(error.contains(word), "{word}: {error}");
     };
-    refused(&file, "not a folder");
-    refused(&guard.path().join("nothing"), "nothing");
+    refused(&file, "expected a safetensors file or what torch.save writes");
+    refused(&guard.path().join("nothing"), "nothing: no such file or folder");
+    // what is no part of the model is left alone
+    for other in ["safety_checker", "feature_extractor"] {
+        fs::create_dir(path.join(other)).unwrap();
+        fs::write(path.join(other).join("config.json"), "{").unwrap();
+    }
+    load(&path).unwrap();
 
     let index = path.join("model_index.json");
     fs::write(&index, r#"{"_class_name": "StableDiffusionXLPipeline"}"#).unwrap();
@@ -239,8 +263,8 @@ fn folders_of_another_kind_are_refused() {
     load(&path).unwrap(); // it is optional
 
     let schedule = path.join("scheduler/scheduler_config.json");
-    fs::write(&schedule, r#"{"use_karras_sigmas": true}"#).unwrap();
-    refused(&path, "use_karras_sigmas");
+    fs::write(&schedule, r#"{"beta_start": -1}"#).unwrap();
+    refused(&path, "beta_start");
     fs::remove_file(&schedule).unwrap();
     refused(&path, "scheduler_config.json");
     fs::remove_dir_all(path.join("vae")).unwrap();
@@ -269,6 +293,77 @@ fn the_folders_own_vocabulary_is_used() {
     fs::write(folder.join("vocab.json"), "{").unwrap();
     let error = refusal(&path);
     assert!(error.contains("vocab.json"), "{error}");
+
+    // newer exports have one file in place of both
+    fs::remove_file(folder.join("vocab.json")).unwrap();
+    fs::remove_file(folder.join("merges.txt")).unwrap();
+    let vocab: serde_json::Value = serde_json::from_str(VOCAB_JSON).unwrap();
+    let whole = serde_json::json!({"model": {"type": "BPE", "vocab": vocab, "merges": []}}).to_string();
+    fs::write(folder.join("tokenizer.json"), whole).unwrap();
+    assert_eq!(ids().iter().position(|&id| id == 49407), Some(1 + "pleuraleffusion".len()));
+    fs::write(folder.join("tokenizer.json"), "{").unwrap();
+    let error = refusal(&path);
+    assert!(error.contains("tokenizer.json"), "{error}");
+}
+
+#[test]
+fn configurations_that_are_given_count() {
+    let (_guard, path) = saved(SaveDtype::F32);
+    fs::remove_file(path.join("unet/config.json")).unwrap();
+    let options = LoadOptions::default().with_config(crate::pipeline::config());
+    let sd = StableDiffusion::<Flex>::load(&path, options, &Default::default()).unwrap();
+    assert_eq!(sd.parts().config, crate::pipeline::config());
+    assert_eq!(sd.commit(), None);
+    let mut other = crate::pipeline::config();
+    other.unet.norm_num_groups = 7;
+    let options = LoadOptions::default().with_config(other);
+    let error = StableDiffusion::<Flex>::load(&path, options, &Default::default()).unwrap_err().to_string();
+    assert!(error.contains("block_out_channels"), "{error}");
+}
+
+#[test]
+fn files_that_nobody_published_do_not_verify() {
+    let (_guard, path) = saved(SaveDtype::F32);
+    let options = || LoadOptions::default().with_verify(true);
+    let refused =
+        |options| StableDiffusion::<Flex>::load(&path, options, &Default::default()).unwrap_err().to_string();
+    let error = refused(options());
+    assert!(error.contains(TEXT) && error.contains("492265874 bytes") && error.contains("found "), "{error}");
+    for file in [TEXT, UNET, VAE] {
+        fs::rename(path.join(file), path.join(file.replace(".safetensors", ".mine.safetensors"))).unwrap();
+    }
+    let error = refused(options().with_variant("mine"));
+    assert!(error.contains("no SHA-256") && error.contains("text_encoder/model.mine.safetensors"), "{error}");
+}
+
+#[test]
+fn progress_is_told_in_bytes_and_stops() {
+    #[derive(Default)]
+    struct Log(Mutex<(Option<u64>, u64, usize)>, bool);
+    impl Progress for &'static Log {
+        fn begin(&self, _stage: &str, total: Option<u64>) {
+            self.0.lock().unwrap().0 = total;
+        }
+        fn advance(&self, done: u64, _message: &str) -> ControlFlow<()> {
+            self.0.lock().unwrap().1 = done;
+            if self.1 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        }
+        fn end(&self, _message: &str) {
+            self.0.lock().unwrap().2 += 1;
+        }
+    }
+    let (_guard, path) = saved(SaveDtype::F32);
+    for stops in [false, true] {
+        let log: &'static Log = Box::leak(Box::new(Log(Default::default(), stops)));
+        let options = LoadOptions::default().with_progress(log);
+        let loaded = StableDiffusion::<Flex>::load(&path, options, &Default::default());
+        let (total, done, ends) = *log.0.lock().unwrap();
+        assert_eq!(ends, 1);
+        match stops {
+            false => assert_eq!(total, Some(done)),
+            true => assert!(matches!(loaded, Err(cxr_ldm::Error::Stopped)) && done < total.unwrap()),
+        }
+    }
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Predicting the noise in noised latents.
 
 use burn::tensor::backend::{AutodiffBackend, Backend};
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{DType, Tensor, TensorData};
 use cxr_core::random::Stream;
 use cxr_kernels::DiffusionBackend;
 use cxr_ldm::unet::{Context, UNet2dCondition};
@@ -18,7 +18,7 @@ pub trait Denoise<B: Backend> {
     fn denoise(
         &self,
         latents: Tensor<B, 4>,
-        timesteps: Tensor<B, 1, Int>,
+        timesteps: Tensor<B, 1>,
         conditions: &[&Self::Condition],
     ) -> Tensor<B, 4>;
 }
@@ -30,7 +30,7 @@ impl<B: DiffusionBackend> Denoise<B> for UNet2dCondition<B> {
     fn denoise(
         &self,
         latents: Tensor<B, 4>,
-        timesteps: Tensor<B, 1, Int>,
+        timesteps: Tensor<B, 1>,
         conditions: &[&Self::Condition],
     ) -> Tensor<B, 4> {
         let [tokens, width] = conditions.first().map_or([0, 0], |(_, shape)| *shape);
@@ -136,7 +136,7 @@ impl<B: AutodiffBackend, M: Denoise<B> + burn::module::AutodiffModule<B>> Object
                 noised.push(signal * latent + noise * draw.noise[i]);
             }
             target.extend(draw.noise);
-            timesteps.push(draw.timestep as i64);
+            timesteps.push(draw.timestep as f32);
             weights.push(match self.weight {
                 SnrWeight::Uniform => 1.0,
                 SnrWeight::MinSnr(gamma) => {
@@ -148,7 +148,7 @@ impl<B: AutodiffBackend, M: Denoise<B> + burn::module::AutodiffModule<B>> Object
         }
         let tensor =
             |values: Vec<f32>| Tensor::<B, 4>::from_data(TensorData::new(values, [n, c, h, w]), &self.device);
-        let timesteps = Tensor::from_data(TensorData::new(timesteps, [n]), &self.device);
+        let timesteps = Tensor::from_data(TensorData::new(timesteps, [n]), (&self.device, DType::F32));
         let predicted = model.denoise(tensor(noised), timesteps, &conditions);
         let error = predicted.sub(tensor(target));
         let squared = error.clone().mul(error);

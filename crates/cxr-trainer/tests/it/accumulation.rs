@@ -3,7 +3,7 @@
 use cxr_core::progress::Silent;
 use cxr_trainer::{LearningRate, OptimizerConfig, TrainConfig, train};
 
-use crate::common::{adapted_unet, diffusion, relative, trainable_values};
+use crate::common::{adapted_unet, bits, diffusion, relative, trainable_values};
 
 #[test]
 fn two_batches_of_two_are_one_of_four() {
@@ -28,4 +28,31 @@ fn two_batches_of_two_are_one_of_four() {
     assert!(error < 1e-5, "{error:e}");
     let start = trainable_values(&adapted_unet());
     assert!(relative(&start, &whole) > 1e-3, "the steps have to matter");
+}
+
+#[test]
+fn runs_of_several_threads_do_not_disturb_each_other() {
+    let run = || {
+        let config = TrainConfig {
+            steps: 6,
+            batch_size: 1,
+            // parameters that went through a `backward` and are used again are what burn can lose
+            accumulation: 4,
+            learning_rate: LearningRate::constant(1e-2),
+            ..TrainConfig::default()
+        };
+        let folder = tempfile::tempdir().unwrap();
+        bits(
+            &train(adapted_unet(), &diffusion(7), &config, folder.path(), &Silent).unwrap().model,
+            Some(true),
+        )
+    };
+    let alone = run();
+    let together: Vec<_> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..8).map(|_| scope.spawn(run)).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    for (thread, found) in together.iter().enumerate() {
+        assert!(*found == alone, "thread {thread} came to other parameters");
+    }
 }

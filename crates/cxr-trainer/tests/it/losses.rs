@@ -2,7 +2,7 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::backend::Backend;
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{Tensor, TensorData};
 use cxr_core::random::Stream;
 use cxr_ldm::scheduler::{NoiseSchedule, NoiseScheduleConfig};
 use cxr_trainer::{Denoise, Diffusion, LatentSample, Objective, Sample, SnrWeight};
@@ -21,16 +21,11 @@ struct Plain<B: Backend> {
 impl<B: Backend> Denoise<B> for Plain<B> {
     type Condition = f32;
 
-    fn denoise(
-        &self,
-        latents: Tensor<B, 4>,
-        timesteps: Tensor<B, 1, Int>,
-        conditions: &[&f32],
-    ) -> Tensor<B, 4> {
+    fn denoise(&self, latents: Tensor<B, 4>, timesteps: Tensor<B, 1>, conditions: &[&f32]) -> Tensor<B, 4> {
         let n = conditions.len();
         let conditions = TensorData::new(conditions.iter().map(|c| **c).collect::<Vec<f32>>(), [n, 1, 1, 1]);
         let conditions = Tensor::<B, 4>::from_data(conditions, &latents.device());
-        let times = timesteps.float().reshape([n, 1, 1, 1]) / 1000.0;
+        let times = timesteps.reshape([n, 1, 1, 1]) / 1000.0;
         latents * self.w.val().reshape([1, 1, 1, 1]) + times + conditions
     }
 }

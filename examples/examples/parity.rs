@@ -1,0 +1,252 @@
+//! Runs one component of a model on tensors from a file, so that anyone can hold it against a reference.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail, ensure};
+use burn::tensor::{DType, Int, Tensor, TensorData, backend::Backend};
+use clap::{Parser, ValueEnum};
+use cxr::core::tensor_file::{RawTensor, TensorFile, write_safetensors};
+use cxr::kernels::{DiffusionAutodiff, DiffusionBackend};
+use cxr::ldm::pipeline::{LoadOptions, ModelSource};
+use cxr::ldm::scheduler::{NoiseSchedule, NoiseScheduleConfig, Sampler, Steps, sample};
+use cxr::ldm::weights::ModelFiles;
+use cxr_examples::backend::{DtypeArg, Job, RunArgs, exit, run};
+
+/// Runs one component of a model on the tensors of a safetensors file, and writes what it makes of them.
+///
+/// text: `input_ids` [n, 77] to `last_hidden_state` [n, 77, d].
+/// unet: `sample` [n, 4, h, w], `timestep` [n], `context` [n, 77, d] to `sample`.
+/// vae-encode: `pixels` [n, 3, h, w] in [-1, 1] to `mean` and `std`, unscaled.
+/// vae-decode: unscaled `latents` [n, 4, h, w] to `pixels`.
+/// scheduler: `sample` [n, 4, h, w] (unit noise) and `model_outputs` [calls, n, 4, h, w] to `timesteps` and
+/// `samples`, the latents after every call.
+#[derive(Debug, Parser)]
+#[command(version, verbatim_doc_comment)]
+struct Args {
+    /// Folder in diffusers' layout, single-file checkpoint, or repository; the scheduler alone does without, and is
+    /// then that of Stable Diffusion 1.5.
+    #[arg(long, value_name = "DIR|FILE|REPO", required_if_eq_any([
+        ("component", "text"), ("component", "unet"), ("component", "vae-encode"), ("component", "vae-decode"),
+    ]))]
+    model: Option<String>,
+    /// Which component.
+    #[arg(long, value_enum)]
+    component: Component,
+    /// Tensors that go in.
+    #[arg(long, value_name = "FILE")]
+    input: PathBuf,
+    /// File for the tensors that come out, in f32.
+    #[arg(long, value_name = "FILE")]
+    output: PathBuf,
+    /// Sampler, for the component scheduler: ddim, pndm, euler, euler-a or dpmpp-2m [default: the model's own].
+    #[arg(long, value_name = "NAME")]
+    scheduler: Option<Sampler>,
+    /// Denoising steps, for the component scheduler.
+    #[arg(long, value_name = "N", default_value_t = 30)]
+    steps: usize,
+    /// Dtype of weights and activations.
+    #[arg(long, default_value = "f32")]
+    dtype: DtypeArg,
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Component {
+    Text,
+    Unet,
+    VaeEncode,
+    VaeDecode,
+    Scheduler,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let run_args = args.run.clone();
+    exit(run(&run_args, Parity(args)))
+}
+
+struct Parity(Args);
+
+impl Job for Parity {
+    fn run<B: DiffusionAutodiff>(self, device: B::Device) -> Result<()> {
+        self.tensors::<B::InnerBackend>(&device)
+    }
+}
+
+type Outputs = Vec<(&'static str, RawTensor)>;
+
+impl Parity {
+    fn tensors<B: DiffusionBackend>(&self, device: &B::Device) -> Result<()> {
+        let Args { component, input, output, .. } = &self.0;
+        let inputs = Inputs { file: TensorFile::open(input).context("--input")?, path: input };
+        let tensors = match component {
+            Component::Scheduler => self.scheduler::<B>(&inputs, device)?,
+            network => self.network::<B>(*network, &inputs, device)?,
+        };
+        let tensors: Vec<_> = tensors.into_iter().map(|(name, tensor)| (name.to_string(), tensor)).collect();
+        write_safetensors(output, &tensors, &BTreeMap::new()).context("--output")?;
+        println!("{}", output.display());
+        Ok(())
+    }
+
+    fn network<B: DiffusionBackend>(
+        &self,
+        component: Component,
+        inputs: &Inputs<'_>,
+        device: &B::Device,
+    ) -> Result<Outputs> {
+        let dtype = self.0.dtype.float();
+        let options = LoadOptions::default().with_dtype(dtype);
+        let source = ModelSource::from(self.0.model.clone().unwrap_or_default());
+        let files = ModelFiles::locate(&source, &options).context("--model")?;
+        let float = |name: &str| Ok::<_, anyhow::Error>(inputs.floats::<B, 4>(name, device)?.cast(dtype));
+        Ok(match component {
+            Component::Text => {
+                let ids = inputs.ids::<B>(device)?;
+                let config = files.config()?.text;
+                inputs.check(ids.dims()[1] <= config.max_position_embeddings, "input_ids", || {
+                    format!("[n, {}] at most", config.max_position_embeddings)
+                })?;
+                let text = files.load_text::<B>(&options, device)?;
+                vec![("last_hidden_state", raw(text.forward(ids)))]
+            }
+            Component::Unet => {
+                let (sample, context) =
+                    (float("sample")?, inputs.floats::<B, 3>("context", device)?.cast(dtype));
+                let timesteps = inputs.floats::<B, 1>("timestep", device)?;
+                let config = files.config()?.unet;
+                let n = sample.dims()[0];
+                inputs.check(sample.dims()[1] == config.in_channels, "sample", || {
+                    format!("[n, {}, h, w]", config.in_channels)
+                })?;
+                inputs.check(
+                    context.dims()[0] == n && context.dims()[2] == config.cross_attention_dim,
+                    "context",
+                    || format!("[{n}, 77, {}]", config.cross_attention_dim),
+                )?;
+                inputs.check(timesteps.dims()[0] == n, "timestep", || format!("[{n}]"))?;
+                let unet = files.load_unet::<B>(&options, device)?;
+                let context = unet.prepare(context);
+                vec![("sample", raw(unet.forward(sample, timesteps, &context)))]
+            }
+            Component::VaeEncode => {
+                let pixels = float("pixels")?;
+                let config = files.config()?.vae;
+                let [_, c, h, w] = pixels.dims();
+                let fits = c == config.in_channels && h % config.factor() == 0 && w % config.factor() == 0;
+                inputs.check(fits && h * w > 0, "pixels", || {
+                    format!("[n, {}, h, w] with h and w multiples of {}", config.in_channels, config.factor())
+                })?;
+                let moments = files.load_vae::<B>(&options, device)?.encode(pixels);
+                let std = moments.std();
+                vec![("mean", raw(moments.mean)), ("std", raw(std))]
+            }
+            Component::VaeDecode => {
+                let latents = float("latents")?;
+                let channels = files.config()?.vae.latent_channels;
+                inputs
+                    .check(latents.dims()[1] == channels, "latents", || format!("[n, {channels}, h, w]"))?;
+                vec![("pixels", raw(files.load_vae::<B>(&options, device)?.decode(latents)))]
+            }
+            Component::Scheduler => bail!("the scheduler is no network"),
+        })
+    }
+
+    fn scheduler<B: Backend>(&self, inputs: &Inputs<'_>, device: &B::Device) -> Result<Outputs> {
+        let config = match &self.0.model {
+            None => NoiseScheduleConfig::sd15(),
+            Some(model) => {
+                let source = ModelSource::from(model.clone());
+                ModelFiles::locate(&source, &LoadOptions::default()).context("--model")?.config()?.schedule
+            }
+        };
+        let sampler = self.0.scheduler.or_else(|| config.sampler()).unwrap_or(Sampler::DpmPp2m);
+        let schedule = NoiseSchedule::new(config)?;
+        let timesteps = sampler.timesteps(&schedule, self.0.steps)?;
+        let start = inputs.floats::<B, 4>("sample", device)?;
+        let outputs = inputs.floats::<B, 5>("model_outputs", device)?;
+        let [n, c, h, w] = start.dims();
+        let calls = timesteps.len();
+        inputs.check(outputs.dims() == [calls, n, c, h, w], "model_outputs", || {
+            format!("[{calls}, {n}, {c}, {h}, {w}]: {calls} calls for {} steps", self.0.steps)
+        })?;
+        let mut call = 0;
+        let mut samples = Vec::new();
+        sample(
+            &sampler,
+            &schedule,
+            Steps::new(self.0.steps),
+            start,
+            |_, _| {
+                call += 1;
+                outputs.clone().narrow(0, call - 1, 1).squeeze_dim::<4>(0)
+            },
+            // fresh noise is nothing that a file could be held against
+            |_, shape| Tensor::zeros(shape, device),
+            |step| {
+                samples.push(step.latents.clone());
+                ControlFlow::Continue(())
+            },
+        )?;
+        let timesteps: Vec<f32> = timesteps.iter().map(|&t| t as f32).collect();
+        let samples: Tensor<B, 5> = Tensor::stack(samples, 0);
+        Ok(vec![("timesteps", RawTensor::from_f32(vec![calls], timesteps)), ("samples", raw(samples))])
+    }
+}
+
+fn raw<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> RawTensor {
+    let shape = tensor.dims().to_vec();
+    RawTensor::from_f32(shape, tensor.into_data().convert::<f32>().iter::<f32>().collect())
+}
+
+/// The tensors that go in; errors name the file and the tensor.
+struct Inputs<'a> {
+    file: TensorFile,
+    path: &'a Path,
+}
+
+impl Inputs<'_> {
+    fn read<const D: usize>(&self, name: &str) -> Result<(RawTensor, [usize; D])> {
+        let tensor = self.file.read(name).context("--input")?;
+        let shape = tensor.shape.clone();
+        let dims = shape.as_slice().try_into().map_err(|_| {
+            anyhow::anyhow!("--input {}: {name} is {shape:?}, expected {D} dimensions", self.path.display())
+        })?;
+        ensure!(
+            !tensor.shape.contains(&0),
+            "--input {}: {name} is {shape:?}, expected no 0",
+            self.path.display()
+        );
+        Ok((tensor, dims))
+    }
+
+    /// In f32, integers as well.
+    fn floats<B: Backend, const D: usize>(&self, name: &str, device: &B::Device) -> Result<Tensor<B, D>> {
+        let (tensor, dims) = self.read::<D>(name)?;
+        let values = match tensor.dtype.is_float() {
+            true => tensor.to_f32()?,
+            false => tensor.to_i64()?.into_iter().map(|value| value as f32).collect(),
+        };
+        ensure!(
+            values.iter().all(|value| value.is_finite()),
+            "--input {}: {name} has a value that is not finite",
+            self.path.display()
+        );
+        Ok(Tensor::from_data(TensorData::new(values, dims), (device, DType::F32)))
+    }
+
+    fn ids<B: Backend>(&self, device: &B::Device) -> Result<Tensor<B, 2, Int>> {
+        let (tensor, dims) = self.read::<2>("input_ids")?;
+        Ok(Tensor::from_data(TensorData::new(tensor.to_i64()?, dims), device))
+    }
+
+    fn check(&self, fits: bool, name: &str, expected: impl Fn() -> String) -> Result<()> {
+        let found = self.file.info(name).map(|info| info.shape.clone()).unwrap_or_default();
+        ensure!(fits, "--input {}: {name} is {found:?}, expected {}", self.path.display(), expected());
+        Ok(())
+    }
+}
