@@ -1,7 +1,7 @@
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
-use cxr_core::tensor_file::{TensorFile, TensorFileError};
+use cxr_core::tensor_file::{Dtype, TensorFile, TensorFileError};
 use proptest::prelude::*;
 use serde_json::Value;
 use zip::write::SimpleFileOptions;
@@ -47,6 +47,62 @@ fn dictionaries_within_dictionaries_get_names_with_dots() {
     let file = TensorFile::open(fixture("nested.bin")).unwrap();
     assert_eq!(file.names().collect::<Vec<_>>(), ["unet.3.b", "unet.a"]);
     assert_eq!(file.info("unet.a").unwrap().shape, [4, 6]);
+}
+
+#[test]
+fn tensors_of_other_classes_are_tensors() {
+    let file = TensorFile::open(fixture("subclasses.pt")).unwrap();
+    let names = [
+        "attributes",
+        "module.bias",
+        "module.num_batches_tracked",
+        "module.running_mean",
+        "module.running_var",
+        "module.weight",
+        "parameter",
+        "transposed",
+    ];
+    assert_eq!(file.names().collect::<Vec<_>>(), names);
+    let read = |name: &str| file.read(name).unwrap().to_f32().unwrap();
+    let expected = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0];
+    assert_eq!((read("attributes"), read("parameter")), (expected.to_vec(), expected.to_vec()));
+    assert_eq!(read("transposed"), [0.0, 3.0, 1.0, 4.0, 2.0, 5.0]);
+    assert_eq!(
+        (file.info("transposed").unwrap().dtype, read("module.weight")),
+        (Dtype::BF16, vec![0.0, 1.0, 2.0])
+    );
+}
+
+/// `OrderedDict([("w", tensor)])`, as Python 2 has it, and a tensor within a tensor's class within another's.
+#[test]
+fn older_and_stranger_spellings() {
+    let plain = one_tensor(storage("FloatStorage", "0", 4), 0, &[4], &[1]);
+    // `{"w": tensor}` without its first bytes and its end
+    let pair = &plain[3..plain.len() - 2];
+    let pickle = |pairs: &[u8]| [&b"\x80\x02ccollections\nOrderedDict\n(]("[..], pairs, b"etR."].concat();
+    assert_eq!(try_pickle(&pickle(&[b"(", pair, b"t"].concat())).unwrap(), ["w"]);
+    assert!(refusal(&pickle(&[b"(", pair, b"Nt"].concat())).contains("expected a list of keys and values"));
+    let function = b"ctorch._tensor\n_rebuild_from_type_v2\n";
+    let class = b"ctorch\nTensor\n";
+    let inner = tuple(&[storage("FloatStorage", "0", 4), int(0), sizes(&[4]), sizes(&[1])]);
+    let outer = |rebuild: &[u8], inner: &[u8]| {
+        [&b"\x80\x02}"[..], &text("w"), function, b"(", rebuild, class, inner, b"}tRs."].concat()
+    };
+    assert_eq!(try_pickle(&outer(b"ctorch._utils\n_rebuild_tensor_v2\n", &inner)).unwrap(), ["w"]);
+    for rebuild in [&function[..], b"cos\nsystem\n", b"N"] {
+        let error = refusal(&outer(rebuild, &inner));
+        assert!(error.contains("tensor w: torch._tensor._rebuild_from_type_v2 is not supported"), "{error}");
+    }
+    assert!(refusal(&outer(b"N", b"N")).contains("expected a tuple of arguments"));
+    // one list in very many dictionaries
+    let many = [
+        &b"ccollections\nOrderedDict\nq\x000](X\x01\x00\x00\x00aN\x86q\x030"[..],
+        &b"h\x03".repeat(1000),
+        b"e\x85q\x010",
+        &b"h\x00h\x01R0".repeat(10_000),
+        b"}.",
+    ];
+    assert!(refusal(&many.concat()).contains("expected at most 4000000"));
 }
 
 #[test]
@@ -315,7 +371,7 @@ fn survive(path: &Path) {
 proptest! {
     #[test]
     fn any_damage_to_a_file_is_survived(
-        name in prop::sample::select(vec!["plain.pt", "legacy.pt", "lightning.ckpt"]),
+        name in prop::sample::select(vec!["plain.pt", "legacy.pt", "lightning.ckpt", "subclasses.pt"]),
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..8),
         cut in prop::option::of(any::<prop::sample::Index>()),
     ) {

@@ -2,7 +2,8 @@
 //! (im2col), and multiplied there; forward, and both gradients.
 //!
 //! For layers whose weights stay in the cache too. Above [`WEIGHT_LIMIT`] every tile would read all the weights
-//! from memory again, and burn's own convolution is the better one. The choice looks at the layer alone.
+//! from memory again: forward, [`conv_large`](super::conv_large) then takes larger tiles, and backward burn's own
+//! convolution is the better one. The choice looks at the layer alone.
 
 use burn::tensor::{DType, Shape, TensorMetadata};
 use burn_flex::FlexTensor;
@@ -27,17 +28,17 @@ pub(super) fn applies(weight: &FlexTensor, x_dtype: DType) -> bool {
 
 /// The sizes of one convolution.
 #[derive(Clone, Copy, Debug)]
-struct Geometry {
-    batch: usize,
-    input: [usize; 3],
-    output: [usize; 3],
-    kernel: [usize; 2],
-    stride: usize,
-    padding: usize,
+pub(super) struct Geometry {
+    pub(super) batch: usize,
+    pub(super) input: [usize; 3],
+    pub(super) output: [usize; 3],
+    pub(super) kernel: [usize; 2],
+    pub(super) stride: usize,
+    pub(super) padding: usize,
 }
 
 impl Geometry {
-    fn new(x: &Shape, weight: &Shape, stride: usize, padding: usize) -> Self {
+    pub(super) fn new(x: &Shape, weight: &Shape, stride: usize, padding: usize) -> Self {
         let [batch, c, h, w] = x.dims();
         let [out, _, kh, kw] = weight.dims();
         let extent = |size: usize, kernel: usize| (size + 2 * padding - kernel) / stride + 1;
@@ -52,15 +53,15 @@ impl Geometry {
     }
 
     /// Rows of the unfolded matrix.
-    fn depth(&self) -> usize {
+    pub(super) fn depth(&self) -> usize {
         self.input[0] * self.kernel[0] * self.kernel[1]
     }
 
-    fn input_len(&self) -> usize {
+    pub(super) fn input_len(&self) -> usize {
         self.input.iter().product()
     }
 
-    fn output_len(&self) -> usize {
+    pub(super) fn output_len(&self) -> usize {
         self.output.iter().product()
     }
 
@@ -113,7 +114,7 @@ impl Geometry {
         start..end
     }
 
-    fn unfold_line(&self, source: &[f32], kx: usize, line: &mut [f32]) {
+    pub(super) fn unfold_line(&self, source: &[f32], kx: usize, line: &mut [f32]) {
         let inside = self.inside(kx);
         line[..inside.start].fill(0.0);
         line[inside.end..].fill(0.0);

@@ -2,6 +2,7 @@
 
 mod attention;
 mod conv;
+mod conv_large;
 mod elementwise;
 mod fast_math;
 mod gelu;
@@ -154,6 +155,8 @@ impl DiffusionBackend for Flex {
         let (x, weight, bias) = (widen(x), widen(weight), bias.map(widen));
         let y = if conv::applies(&weight, x.dtype()) {
             conv::forward(x, weight, bias, stride, padding)
+        } else if x.dtype() == DType::F32 {
+            conv_large::forward(x, weight, bias, stride, padding)
         } else {
             plain::conv2d::<Flex>(x, weight, bias, stride, padding)
         };

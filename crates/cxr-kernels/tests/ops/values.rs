@@ -205,3 +205,29 @@ fn half_precision_stays_near_f32() {
         check("attention", y, &reference::attention(&q, &q, &q, [5, 5, 7], true));
     }
 }
+
+#[test]
+fn convolution_with_more_weights_than_the_cache_holds() {
+    // several images in a tile, several tiles in an image, a tile that ends within an image; a last task that is short
+    for (n, c, out, h, w, kernel, stride) in [
+        (3, 96, 700, 5, 6, 3, 1),
+        (2, 96, 700, 30, 40, 3, 1),
+        (2, 96, 700, 31, 17, 3, 2),
+        (2, 800, 700, 6, 5, 1, 1),
+    ] {
+        let x = tensor::<Flex, 4>(&numbers(n * c * h * w, 1), [n, c, h, w]);
+        let weight = tensor::<Flex, 4>(&numbers(out * c * kernel * kernel, 2), [out, c, kernel, kernel]);
+        assert!(weight.shape().num_elements() > 512 * 1024, "a small layer goes another way");
+        let bias = tensor::<Flex, 1>(&numbers(out, 3), [out]);
+        for bias in [None, Some(bias)] {
+            let cache = WeightCache::new();
+            let y = ops::conv2d(x.clone(), weight.clone(), bias.clone(), stride, kernel / 2, &cache);
+            let [px, pw] = [x.clone(), weight.clone()].map(raw);
+            let pb = bias.map(|bias| bias.into_primitive().tensor());
+            let expected = cooked::<Flex, 4>(plain::conv2d::<Flex>(px, pw, pb, stride, kernel / 2));
+            let expected: Vec<f64> = read(expected).iter().map(|value| f64::from(*value)).collect();
+            let what = format!("{n} x {c} x {h} x {w} -> {out}, kernel {kernel}, stride {stride}");
+            assert_close(&what, &read(y), &expected, 1e-5);
+        }
+    }
+}

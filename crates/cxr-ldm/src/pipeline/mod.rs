@@ -1,15 +1,23 @@
 //! From a prompt to pictures.
 //!
-//! ```no_run
+//! ```
 //! use cxr_ldm::pipeline::{LoadOptions, Request, StableDiffusion};
 //! # type Flex = cxr_kernels::Flex;
+//! # use cxr_ldm::{pipeline::{ModelConfig, SaveDtype}, scheduler::NoiseScheduleConfig, text::ClipTextConfig};
+//! # use cxr_ldm::{unet::UNetConfig, vae::AutoencoderKlConfig};
+//! # let folder = tempfile::tempdir().unwrap();
+//! # std::env::set_current_dir(&folder).unwrap();
+//! # let (text, unet, vae) = (ClipTextConfig::tiny(), UNetConfig::tiny(), AutoencoderKlConfig::tiny());
+//! # let parts = ModelConfig { text, unet, vae, schedule: NoiseScheduleConfig::sd15() }.init(&Default::default())?;
+//! # StableDiffusion::<Flex>::new(parts, &Default::default())?.save("stable-diffusion-v1-5", SaveDtype::F32)?;
 //!
 //! let device = Default::default();
-//! let sd = StableDiffusion::<Flex>::load("models/stable-diffusion-v1-5", LoadOptions::default(), &device)?
-//!     .with_lora("cxr.safetensors", 1.0)?;
-//! for image in sd.generate(&Request::new("Small left pleural effusion.").steps(30).seed(7))? {
+//! // a folder, a single-file checkpoint, or a repository's name
+//! let sd = StableDiffusion::<Flex>::load("stable-diffusion-v1-5", LoadOptions::default(), &device)?;
+//! for image in sd.generate(&Request::new("Small left pleural effusion.").seed(7))? {
 //!     image.save_png("out.png")?; // carries prompt, seed, sampler and model hash
 //! }
+//! # assert!(std::path::Path::new("out.png").is_file());
 //! # Ok::<(), cxr_ldm::Error>(())
 //! ```
 

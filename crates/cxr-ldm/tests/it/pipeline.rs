@@ -328,3 +328,35 @@ fn settings_make_the_picture_again() {
         .size(image.width, image.height);
     assert_eq!(sd.generate(&again).unwrap(), [image]);
 }
+
+#[test]
+fn a_decoder_that_overflows_in_half_precision_is_run_in_f32() {
+    let folder = tempfile::tempdir().unwrap();
+    let parts = parts(13);
+    // beyond f16's 65504 before the last norm, which makes it harmless
+    let loud = |path: &str, shape: &[usize]| -> Result<Option<TensorData>, std::convert::Infallible> {
+        let loud = path == "decoder.conv_in.bias";
+        Ok(loud.then(|| TensorData::new(vec![60000.0_f32; shape[0]], shape.to_vec())))
+    };
+    let Ok(vae) = parameters::map_data(parts.vae, loud);
+    let sd = StableDiffusion::new(ModelParts { vae, ..parts }, &Default::default()).unwrap();
+    let path = folder.path().join("model");
+    sd.save(&path, cxr_ldm::pipeline::SaveDtype::F32).unwrap();
+    let load = |dtype| {
+        let options = cxr_ldm::pipeline::LoadOptions::default().with_dtype(dtype);
+        StableDiffusion::<Flex>::load(path.as_path(), options, &Default::default()).unwrap()
+    };
+    let (whole, half) = (load(burn::tensor::FloatDType::F32), load(burn::tensor::FloatDType::F16));
+    let z = Tensor::<Flex, 4>::from_data(
+        TensorData::new(TorchGenerator::new(1).randn(256), [1, 4, 8, 8]),
+        &Default::default(),
+    );
+    let in_half = half.parts().vae.decode(z.clone().cast(burn::tensor::DType::F16));
+    let finite = |data: TensorData| data.iter::<f32>().all(f32::is_finite);
+    assert!(!finite(in_half.into_data()), "nothing overflows here");
+    let (found, expected) = (half.decode(z.clone()).unwrap(), whole.decode(z).unwrap());
+    assert!(finite(found.clone()));
+    let values = |data: TensorData| data.iter::<f32>().collect::<Vec<_>>();
+    // the weights are those of f16
+    assert!(relative(&values(found), &values(expected)) < 2e-2);
+}

@@ -12,8 +12,8 @@ use super::value::{Global, Loaded, Node, Storage, Tensor, Value};
 const MAX_OPCODES: usize = 4_000_000;
 /// PyTorch's own limit.
 const MAX_DIMENSIONS: usize = 64;
-/// Of all shapes and strides together: one tuple can be the shape of many tensors, each of which keeps a copy.
-const MAX_SIZES: usize = 4_000_000;
+/// Of all shapes, strides and pairs together that calls copy out of their arguments.
+const MAX_COPIED: usize = 4_000_000;
 
 /// What is wrong at a position.
 #[derive(Debug)]
@@ -33,7 +33,7 @@ pub(super) fn load(bytes: &[u8], start: usize) -> std::result::Result<Loaded<'_>
         marks: Vec::new(),
         memo: HashMap::new(),
         nodes: Vec::new(),
-        sizes: 0,
+        copied: 0,
     };
     for _ in 0..MAX_OPCODES {
         let position = machine.position;
@@ -54,8 +54,8 @@ struct Machine<'a> {
     marks: Vec<usize>,
     memo: HashMap<u64, Value>,
     nodes: Vec<Node<'a>>,
-    /// How many sizes the tensors have so far.
-    sizes: usize,
+    /// How many values calls have copied so far.
+    copied: usize,
 }
 
 impl<'a> Machine<'a> {
@@ -276,37 +276,74 @@ impl<'a> Machine<'a> {
 
     /// What PyTorch's functions for rebuilding tensors make; any other makes an inert object.
     fn call(&mut self, function: Value, arguments: Value) -> Result<Value> {
-        let global = self.global(function);
-        let arguments = match self.node(arguments) {
-            Some(Node::Tuple(items)) => items.as_slice(),
-            _ => return Err("expected a tuple of arguments".to_string()),
-        };
+        let (global, arguments) = (self.global(function), self.arguments(arguments)?);
         let node = match (global.map(|global| (global.module, global.name)), arguments) {
             (Some(("collections", "OrderedDict")), []) => Node::Dict(Vec::new()),
-            (
-                Some(("torch._utils", "_rebuild_tensor" | "_rebuild_tensor_v2")),
-                [storage, offset, shape, strides, ..],
-            ) => Node::Tensor(self.tensor(*storage, *offset, *shape, *strides)?),
+            // as Python 2 wrote it
+            (Some(("collections", "OrderedDict")), [pairs]) => Node::Dict(self.pairs(*pairs)?),
             (Some(("torch._utils", "_rebuild_parameter" | "_rebuild_parameter_with_state")), [data, ..]) => {
                 return Ok(*data);
             }
             (Some(("torch", "Size")), [sizes]) => return Ok(*sizes),
-            _ => Node::Object(global),
+            // a tensor with attributes, or of a class derived from it: function, class, arguments, attributes
+            (Some(("torch._tensor", "_rebuild_from_type_v2")), [function, _, inner, _]) => {
+                let (function, inner) = (self.global(*function), self.arguments(*inner)?);
+                // what is no plain tensor inside stays what it is outside
+                self.rebuild(function, inner)?.map_or(Node::Object(global), Node::Tensor)
+            }
+            (_, arguments) => self.rebuild(global, arguments)?.map_or(Node::Object(global), Node::Tensor),
         };
+        // one tuple can be the shape of many tensors, one list the pairs of many dictionaries
+        self.copied += match &node {
+            Node::Tensor(tensor) => tensor.shape.len() + tensor.strides.len(),
+            Node::Dict(items) => items.len(),
+            _ => 0,
+        };
+        if self.copied > MAX_COPIED {
+            return Err(format!("expected at most {MAX_COPIED} sizes of all tensors together"));
+        }
         self.nodes.push(node);
         Ok(Value::Node(self.nodes.len() - 1))
     }
 
-    fn tensor(&mut self, storage: Value, offset: Value, shape: Value, strides: Value) -> Result<Tensor> {
+    /// The tensor that a function makes of its arguments, if it is one for plain tensors.
+    fn rebuild(&self, function: Option<Global<'a>>, arguments: &[Value]) -> Result<Option<Tensor>> {
+        match (function.map(|function| (function.module, function.name)), arguments) {
+            (
+                Some(("torch._utils", "_rebuild_tensor" | "_rebuild_tensor_v2")),
+                [storage, offset, shape, strides, ..],
+            ) => self.tensor(*storage, *offset, *shape, *strides).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    fn arguments(&self, value: Value) -> Result<&[Value]> {
+        match self.node(value) {
+            Some(Node::Tuple(items)) => Ok(items),
+            _ => Err("expected a tuple of arguments".to_string()),
+        }
+    }
+
+    /// A list of pairs.
+    fn pairs(&self, value: Value) -> Result<Vec<(Value, Value)>> {
+        let expected = || "expected a list of keys and values".to_string();
+        let Some(Node::List(items)) = self.node(value) else { return Err(expected()) };
+        let pair = |item: &Value| match self.node(*item) {
+            Some(Node::Tuple(pair) | Node::List(pair)) => match pair[..] {
+                [key, value] => Ok((key, value)),
+                _ => Err(expected()),
+            },
+            _ => Err(expected()),
+        };
+        items.iter().map(pair).collect()
+    }
+
+    fn tensor(&self, storage: Value, offset: Value, shape: Value, strides: Value) -> Result<Tensor> {
         let storage = match (storage, self.node(storage)) {
             (Value::Node(index), Some(Node::Storage(_))) => index,
             _ => return Err("expected the storage of a tensor".to_string()),
         };
         let (shape, strides) = (self.sizes(shape)?, self.sizes(strides)?);
-        self.sizes += shape.len() + strides.len();
-        if self.sizes > MAX_SIZES {
-            return Err(format!("expected at most {MAX_SIZES} sizes of all tensors together"));
-        }
         if shape.len() != strides.len() {
             return Err(format!("shape {shape:?} and strides {strides:?} differ in dimensions"));
         }
