@@ -279,11 +279,11 @@ fn float_dtype(dtype: DType) -> FloatDType {
     dtype.into()
 }
 
-fn to_f32<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
+pub(crate) fn to_f32<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
     if x.dtype() == DType::F32 { x } else { B::float_cast(x, FloatDType::F32) }
 }
 
-fn from_f32<B: Backend>(x: FloatTensor<B>, dtype: DType) -> FloatTensor<B> {
+pub(crate) fn from_f32<B: Backend>(x: FloatTensor<B>, dtype: DType) -> FloatTensor<B> {
     if x.dtype() == dtype { x } else { B::float_cast(x, float_dtype(dtype)) }
 }
 

@@ -6,7 +6,7 @@
 //! | [`vae`] | the autoencoder: pixels to latents and back |
 //! | [`unet`] | the denoiser: noised latents, timestep and context to noise |
 //! | [`scheduler`] | noise schedules and samplers, over any denoiser |
-//! | [`weights`] | a model's files: a folder in diffusers' layout, read strictly and written whole |
+//! | [`weights`] | a model's files: found, read strictly and written whole |
 //! | [`pipeline`] | from a prompt to pictures |
 //!
 //! Networks are generic over the backend. Their configurations read the published `config.json` files, and refuse

@@ -68,8 +68,7 @@ pub(super) fn forward(
                 let bias = bias.map_or(0.0, |bias| bias[channel]);
                 for segment in &segments {
                     let pixels = segment.rows * width;
-                    let place =
-                        segment.image * geometry.output_len() + channel * plane + segment.row * width;
+                    let place = segment.image * geometry.output_len() + channel * plane + segment.row * width;
                     // SAFETY: these rows of this channel of this image lie in `out`, and no other task has them.
                     let place = unsafe { std::slice::from_raw_parts_mut(target.at(place), pixels) };
                     let line = &line[segment.column..segment.column + pixels];
@@ -104,13 +103,7 @@ fn tiles(geometry: &Geometry) -> Vec<Vec<Segment>> {
 }
 
 /// The segments' pixels as `unfolded` `[depth, columns]`.
-fn unfold(
-    geometry: &Geometry,
-    x: &[f32],
-    segments: &[Segment],
-    columns: usize,
-    unfolded: &mut Vec<f32>,
-) {
+fn unfold(geometry: &Geometry, x: &[f32], segments: &[Segment], columns: usize, unfolded: &mut Vec<f32>) {
     let ([_, h, w], [_, _, width], [kh, kw]) = (geometry.input, geometry.output, geometry.kernel);
     unfolded.resize(geometry.depth() * columns, 0.0);
     unfolded.par_chunks_mut(kh * kw * columns).enumerate().for_each(|(channel, lines)| {

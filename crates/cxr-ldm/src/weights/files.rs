@@ -158,7 +158,7 @@ impl ModelFiles {
         };
         match found {
             // part of it is there
-            Some(Err(error)) => wrong(format!("the snapshot in the cache is not whole ({error}); {why}")),
+            Some(Err(error)) => wrong(format!("the snapshot in the cache cannot be used ({error}); {why}")),
             _ => wrong(format!(
                 "no such file or folder, and no snapshot of revision {revision} in {}; {why}",
                 environment.folder(name).display()
@@ -518,7 +518,7 @@ mod tests {
         fs::remove_file(snapshot.join(WEIGHTS[1])).unwrap();
         let error = locate(DEFAULT_REPO, &environment).unwrap_err();
         assert!(
-            error.contains("not whole") && error.contains("unet") && error.contains("OFFLINE"),
+            error.contains("cannot be used") && error.contains("unet") && error.contains("OFFLINE"),
             "{error}"
         );
     }

@@ -72,7 +72,9 @@ fn refusal(tensors: &Tensors) -> String {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("wrong.safetensors");
     write(&path, tensors);
-    let error = load(&path, config()).err().expect("this file is wrong").to_string();
+    // no `expect_err`: it would print the model
+    let Err(error) = load(&path, config()) else { panic!("this file is wrong") };
+    let error = error.to_string();
     assert!(error.contains("wrong.safetensors") && !error.contains('\n'), "{error}");
     error
 }
