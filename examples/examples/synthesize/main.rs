@@ -445,6 +445,6 @@ impl Sheet {
         );
         (grid.width, grid.height) = (sheet.width() as usize, sheet.height() as usize);
         grid.rgb = sheet.into_raw();
-        Ok(grid.save_png(file).context("--sheet")?)
+        grid.save_png(file).context("--sheet")
     }
 }
