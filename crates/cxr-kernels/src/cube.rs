@@ -12,7 +12,7 @@ use crate::{DiffusionBackend, WeightCache, plain};
 /// Whether a convolution of `x` would be added up in half precision.
 ///
 /// Without the matrix cores that burn uses on CUDA, its convolution adds up in the dtype of the input. The widest layer
-/// of Stable Diffusion adds 23,040 products: f16 would lose two of its three digits.
+/// of Stable Diffusion adds 23,040 products: f16 would lose one or two of its three digits.
 fn adds_up_in_half<B: Backend>(x: &FloatTensor<B>) -> bool {
     x.dtype() != DType::F32 && B::name(&B::float_device(x)).contains("wgpu")
 }
