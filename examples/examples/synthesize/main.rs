@@ -3,12 +3,12 @@
 //! Every picture is written as soon as its batch is finished, and stays there if the program is stopped (Ctrl-C); the
 //! same command then goes on where it ended.
 
+mod args;
 mod folder;
 mod prompts;
 
-use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -17,287 +17,23 @@ use cxr::Synthesizer;
 use cxr::core::metadata::MetadataRow;
 use cxr::core::progress::Progress;
 use cxr::dataset::contact_sheet;
-use cxr::ldm::pipeline::{Image, InitialImage, LoadOptions, PngColor, Request};
-use cxr::ldm::scheduler::Sampler;
-use cxr::tokenizer::{ClipTokenizer, LENGTH};
-use cxr_examples::backend::{DtypeArg, RunArgs, exit};
-use cxr_examples::demo;
+use cxr::ldm::pipeline::Image;
+use cxr_examples::backend::exit;
 use cxr_examples::progress::{Terminal, interrupted, show_warnings, stop_on_interrupt};
 use image::RgbImage;
 
+use self::args::{Args, Size};
 use self::folder::Folder;
 use self::prompts::Item;
 
 /// What a contact sheet shows at most.
 const SHEET: usize = 64;
 
-/// Makes synthetic chest radiographs from prompts: PNG files that carry their settings, and metadata.jsonl. For
-/// research; not for diagnosis.
-#[derive(Debug, Parser)]
-#[command(version)]
-struct Args {
-    /// What a picture shows, e.g. "Cardiomegaly."; may be given several times.
-    #[arg(long, value_name = "TEXT", required_unless_present = "prompts")]
-    prompt: Vec<String>,
-    /// More prompts: .txt (one on each line), .csv or .jsonl with a column `text`, `prompt` or `impression`, and maybe
-    /// `seed`, `count`, `labels`, `view`, `uid`, which travel along.
-    #[arg(long, value_name = "FILE")]
-    prompts: Option<PathBuf>,
-    /// Column of the prompts file that holds the prompt.
-    #[arg(long, value_name = "NAME", requires = "prompts")]
-    text_col: Option<String>,
-    /// Take the first N prompts only.
-    #[arg(long, value_name = "N", value_parser = one_or_more)]
-    limit: Option<NonZeroUsize>,
-    /// What the pictures do not show.
-    #[arg(long, value_name = "TEXT", default_value = "")]
-    negative: String,
-    /// Denoising steps, 1 to the model's training timesteps (1000): 20 to 30 are enough for dpmpp-2m, 50 for the rest.
-    #[arg(long, value_name = "N", default_value_t = 30)]
-    steps: usize,
-    /// Classifier-free guidance: 1 is none and halves the time; more follows the prompt more closely.
-    #[arg(long, value_name = "G", default_value_t = 7.5)]
-    guidance: f64,
-    /// Noise levels between which guidance applies, e.g. 0.3:5 (Stable Diffusion's run from 0.03 to 14.6) [default:
-    /// all].
-    #[arg(long, value_name = "LOW:HIGH")]
-    guidance_interval: Option<Interval>,
-    /// Sampler: ddim, pndm, euler, euler-a or dpmpp-2m [default: the one that the model's configuration names].
-    #[arg(long, value_name = "NAME")]
-    scheduler: Option<Sampler>,
-    /// Seed of the first picture; picture i has seed + i.
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    seed: u64,
-    /// Side in pixels, or width and height as in 512x384 [default: what the model was made for].
-    #[arg(long, value_name = "SIDE|WxH")]
-    size: Option<Size>,
-    /// Pictures of each prompt.
-    #[arg(long, value_name = "N", default_value = "1", value_parser = one_or_more)]
-    images_per_prompt: NonZeroUsize,
-    /// Pictures that go through the model at once: memory and speed, not the result.
-    #[arg(long, value_name = "N", default_value = "1", value_parser = one_or_more)]
-    batch: NonZeroUsize,
-    /// LoRA adapter file, and how much of it is added [default scale: 1]; may be given several times.
-    #[arg(long, value_name = "FILE[:SCALE]")]
-    lora: Vec<Lora>,
-    /// Start from this picture (PNG or JPEG) instead of noise alone.
-    #[arg(long, value_name = "FILE")]
-    initial: Option<PathBuf>,
-    /// Part of the steps that are made of an initial picture: 1 keeps next to nothing of it.
-    #[arg(long, value_name = "S", default_value_t = 0.8, requires = "initial")]
-    strength: f64,
-    /// Folder in diffusers' layout, single-file checkpoint (.safetensors, .ckpt), or repository (owner/name) [default:
-    /// the embedded model].
-    #[arg(long, value_name = "DIR|FILE|REPO")]
-    model: Option<String>,
-    /// Revision of a repository: branch, tag or commit [default: main].
-    #[arg(long, value_name = "NAME", requires = "model")]
-    revision: Option<String>,
-    /// Check the weight files against the published SHA-256 sums of Stable Diffusion 1.4 and 1.5.
-    #[arg(long, requires = "model")]
-    verify: bool,
-    /// Dtype of weights and activations: half the memory with f16 and bf16, on the CPU no more speed.
-    #[arg(long, default_value = "f32")]
-    dtype: DtypeArg,
-    /// Decode pictures one by one: less memory for a batch.
-    #[arg(long)]
-    vae_slicing: bool,
-    /// Decode large pictures in overlapping tiles: less memory, and pictures that differ a little.
-    #[arg(long)]
-    vae_tiling: bool,
-    /// Folder for the pictures. Those that are there with the same settings are not made again.
-    #[arg(long, value_name = "DIR", default_value = "out/synthesize")]
-    out: PathBuf,
-    /// Overwrite pictures that were made with other settings.
-    #[arg(long)]
-    force: bool,
-    /// One channel instead of three.
-    #[arg(long)]
-    gray: bool,
-    /// Write a contact sheet of the pictures to this PNG file.
-    #[arg(long, value_name = "FILE")]
-    sheet: Option<PathBuf>,
-    /// A prompt of more than 77 tokens is an error; it is cut with a warning otherwise.
-    #[arg(long)]
-    strict: bool,
-    #[command(flatten)]
-    run: RunArgs,
-}
-
-fn one_or_more(text: &str) -> Result<NonZeroUsize, String> {
-    text.parse().map_err(|_| "expected a whole number, 1 or more".to_string())
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Size {
-    width: usize,
-    height: usize,
-}
-
-impl std::str::FromStr for Size {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (width, height) = text.split_once('x').unwrap_or((text, text));
-        match (width.parse(), height.parse()) {
-            (Ok(width), Ok(height)) => Ok(Self { width, height }),
-            _ => Err("expected a side in pixels, e.g. 512, or width and height, e.g. 512x384".into()),
-        }
-    }
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Interval {
-    low: f64,
-    high: f64,
-}
-
-impl std::str::FromStr for Interval {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let ends = text.split_once(':').and_then(|(low, high)| Some((low.parse().ok()?, high.parse().ok()?)));
-        match ends {
-            Some((low, high)) if 0.0 <= low && low <= high => Ok(Self { low, high }),
-            _ => Err("expected two noise levels, the lower first, e.g. 0.3:5".into()),
-        }
-    }
-}
-
-#[derive(Debug, Clone)]
-struct Lora {
-    file: PathBuf,
-    scale: f64,
-}
-
-impl std::str::FromStr for Lora {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let scaled = text.rsplit_once(':').and_then(|(file, scale)| Some((file, scale.parse::<f64>().ok()?)));
-        // a file may have a colon and a number in its name
-        let (file, scale) = scaled.filter(|_| !Path::new(text).exists()).unwrap_or((text, 1.0));
-        if file.is_empty() || !scale.is_finite() {
-            return Err(
-                "expected a file, or a file, a colon and a number, e.g. cxr.safetensors:0.8".to_string()
-            );
-        }
-        Ok(Self { file: file.into(), scale })
-    }
-}
-
 fn main() -> ExitCode {
     let args = Args::parse();
     stop_on_interrupt();
     show_warnings();
     exit(args.items().and_then(|items| synthesize(&args, &items)))
-}
-
-impl Args {
-    /// All prompts, and everything else checked that needs no model.
-    fn items(&self) -> Result<Vec<Item>> {
-        let mut items: Vec<Item> =
-            self.prompt.iter().map(|text| Item { text: text.clone(), ..Item::default() }).collect();
-        if let Some(file) = &self.prompts {
-            let found = prompts::read(file, self.text_col.as_deref())
-                .with_context(|| format!("--prompts {}", file.display()))?;
-            if found.empty > 0 {
-                eprintln!("warning: {} rows of {} have no prompt", found.empty, file.display());
-            }
-            items.extend(found.items);
-        }
-        items.truncate(self.limit.map_or(usize::MAX, NonZeroUsize::get));
-        self.check_lengths(&items)?;
-        ensure!(self.guidance.is_finite(), "--guidance is {}, expected a finite number", self.guidance);
-        ensure!(self.steps > 0, "--steps is 0, expected 1 or more");
-        for Lora { file, .. } in &self.lora {
-            ensure!(file.exists(), "--lora: there is no {}", file.display());
-        }
-        Ok(items)
-    }
-
-    /// That no prompt is too long, if none must be; the library warns of those that it cuts.
-    fn check_lengths(&self, items: &[Item]) -> Result<()> {
-        if !self.strict {
-            return Ok(());
-        }
-        let tokenizer = ClipTokenizer::embedded();
-        let negative = std::iter::once(("--negative", self.negative.as_str()));
-        for (what, text) in items.iter().map(|item| ("prompt", item.text.as_str())).chain(negative) {
-            let length = tokenizer.length(text);
-            ensure!(
-                length <= LENGTH,
-                "--strict: {what} of {length} tokens, at most {LENGTH} are read: {text:?}; shorten it"
-            );
-        }
-        Ok(())
-    }
-
-    fn color(&self) -> PngColor {
-        if self.gray { PngColor::Gray } else { PngColor::Rgb }
-    }
-
-    fn load(&self) -> Result<Box<dyn Synthesizer + Send + Sync>> {
-        let mut options = LoadOptions::default()
-            .with_dtype(self.dtype.float())
-            .with_verify(self.verify)
-            .with_progress(Terminal::new(self.run.quiet));
-        if let Some(revision) = &self.revision {
-            options = options.with_revision(revision);
-        }
-        let device = self.run.device.to_string();
-        let model = match &self.model {
-            Some(model) => cxr::open(&device, model.as_str(), options),
-            None => cxr::open(&device, demo::model_folder(), options),
-        };
-        let mut model = model.map_err(|error| match error {
-            error @ cxr::Error::Device(_) => anyhow::Error::from(error).context("--device"),
-            error => anyhow::Error::from(error).context("--model"),
-        })?;
-        if !self.run.quiet {
-            eprintln!("device: {} (this binary has: {})", model.device(), cxr::device::built().join(", "));
-        }
-        for Lora { file, scale } in &self.lora {
-            model.add_lora(file, *scale).context("--lora")?;
-        }
-        Ok(model)
-    }
-
-    /// A request for some pictures.
-    fn request(&self, planned: &[Planned<'_>], initial: Option<&InitialImage>) -> Request {
-        let mut request = Request::each(planned.iter().map(|picture| picture.item.text.as_str()))
-            .seeds(planned.iter().map(|picture| picture.seed))
-            .negative(&self.negative)
-            .steps(self.steps)
-            .guidance(self.guidance)
-            .batch(self.batch.get())
-            .vae_slicing(self.vae_slicing)
-            .vae_tiling(self.vae_tiling)
-            .strict_prompt(self.strict);
-        if let Some(sampler) = self.scheduler {
-            request = request.sampler(sampler);
-        }
-        if let Some(Interval { low, high }) = self.guidance_interval {
-            request = request.guidance_interval(low, high);
-        }
-        if let Some(Size { width, height }) = self.size {
-            request = request.size(width, height);
-        }
-        if let Some(image) = initial {
-            request = request.initial(image.clone());
-        }
-        request
-    }
-
-    fn initial_image(&self) -> Result<Option<InitialImage>> {
-        let Some(file) = &self.initial else { return Ok(None) };
-        let wrong = || format!("--initial {}", file.display());
-        let picture = image::open(file).with_context(wrong)?.to_rgb8();
-        let (width, height) = (picture.width() as usize, picture.height() as usize);
-        let image =
-            InitialImage::new(width, height, picture.into_raw(), self.strength).context("--strength")?;
-        Ok(Some(image))
-    }
 }
 
 /// A picture that is to be there in the end.
