@@ -1,9 +1,9 @@
 //! What UNet and autoencoder share: residual blocks and the layers that change the size.
 
-use burn::module::Module;
+use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::module::interpolate;
 use burn::tensor::ops::{InterpolateMode, InterpolateOptions};
-use burn::tensor::{Tensor, backend::Backend};
+use burn::tensor::{DType, Tensor, backend::Backend};
 use cxr_kernels::DiffusionBackend;
 use cxr_kernels::nn::{Conv2d, Conv2dConfig, GroupNorm, GroupNormConfig, Linear, LinearConfig};
 
@@ -113,4 +113,35 @@ fn pad_right_and_bottom<B: Backend>(x: Tensor<B, 4>) -> Tensor<B, 4> {
     // `Tensor::pad` makes zeros of the device's default dtype, which need not be that of `x`
     let zeros = Tensor::zeros([n, c, h + 1, w + 1], (&x.device(), x.dtype()));
     zeros.slice_assign([0..n, 0..c, 0..h, 0..w], x)
+}
+
+/// The module with its parameters in f32.
+pub(crate) fn as_f32<B: Backend, M: Module<B>>(module: M) -> M {
+    struct ToF32;
+    impl<B: Backend> ModuleMapper<B> for ToF32 {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+            param.map(|tensor| tensor.cast(DType::F32))
+        }
+    }
+    module.map(&mut ToF32)
+}
+
+/// Whether the autoencoder computes in f32 although its weights are of `dtype`.
+///
+/// bf16 has 8 bits, as many as a picture: rounded after each of some sixty layers, pictures are several levels off.
+pub(crate) fn widens(dtype: DType) -> bool {
+    dtype == DType::BF16
+}
+
+/// What `forward` makes of a part of the autoencoder, whose parameters are widened for it if `wide`: one part at a
+/// time, so that no more of the weights are ever there twice.
+pub(crate) fn part<B: Backend, M: Module<B>>(
+    module: &M,
+    wide: bool,
+    forward: impl FnOnce(&M) -> Tensor<B, 4>,
+) -> Tensor<B, 4> {
+    match wide {
+        true => forward(&as_f32(module.clone())),
+        false => forward(module),
+    }
 }

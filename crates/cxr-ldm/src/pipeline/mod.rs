@@ -28,7 +28,6 @@ mod request;
 
 use std::path::Path;
 
-use burn::module::Module;
 use burn::tensor::{DType, Int, Tensor, TensorData, backend::Backend};
 use cxr_kernels::DiffusionBackend;
 use cxr_lora::{TEXT_ENCODER, UNET};
@@ -44,6 +43,7 @@ pub use crate::weights::{
 };
 
 use crate::Error;
+use crate::layers::as_f32;
 use crate::vae::{AutoencoderKl, Tiling};
 use crate::weights::save_folder;
 
@@ -244,18 +244,4 @@ fn to_f32<B: Backend>(tensor: Tensor<B, 4>) -> TensorData {
 
 fn is_finite(data: &TensorData) -> bool {
     data.iter::<f32>().all(f32::is_finite)
-}
-
-/// The module with its parameters in f32.
-fn as_f32<B: Backend, M: Module<B>>(module: M) -> M {
-    struct ToF32;
-    impl<B: Backend> burn::module::ModuleMapper<B> for ToF32 {
-        fn map_float<const D: usize>(
-            &mut self,
-            param: burn::module::Param<Tensor<B, D>>,
-        ) -> burn::module::Param<Tensor<B, D>> {
-            param.map(|tensor| tensor.cast(DType::F32))
-        }
-    }
-    module.map(&mut ToF32)
 }

@@ -1,13 +1,16 @@
 use burn::module::Module;
-use burn::tensor::{Tensor, backend::Backend};
+use burn::tensor::{DType, Tensor, backend::Backend};
 use cxr_kernels::DiffusionBackend;
 use cxr_kernels::nn::{Conv2d, Conv2dConfig};
 
 use super::AutoencoderKlConfig;
 use super::decoder::Decoder;
 use super::encoder::Encoder;
+use crate::layers::{part, widens};
 
 /// A variational autoencoder (Kingma and Welling 2014; Rombach et al. 2022): diffusers' `AutoencoderKL`.
+///
+/// With weights in bf16 it computes in f32, part by part: bf16 has too few digits for a picture.
 ///
 /// Made by [`AutoencoderKlConfig::init`]. The path of a parameter is its key in the published file.
 #[derive(Module, Debug)]
@@ -52,7 +55,10 @@ impl<B: DiffusionBackend> AutoencoderKl<B> {
 
     /// Mean and logarithm of the variance, not yet clamped, one after the other along the channels.
     pub(super) fn moments(&self, pixels: Tensor<B, 4>) -> Tensor<B, 4> {
-        self.quant_conv.forward(self.encoder.forward(pixels))
+        let dtype = pixels.dtype();
+        let wide = widens(dtype);
+        let hidden = self.encoder.forward(if wide { pixels.cast(DType::F32) } else { pixels });
+        part(&self.quant_conv, wide, |conv| conv.forward(hidden)).cast(dtype)
     }
 
     /// Pixels `[n, out_channels, h * factor, w * factor]`, in [-1, 1] but for overshoot, of `latents`
@@ -61,7 +67,11 @@ impl<B: DiffusionBackend> AutoencoderKl<B> {
     /// # Panics
     /// If the dtype is not that of the weights, or the channels are others.
     pub fn decode(&self, latents: Tensor<B, 4>) -> Tensor<B, 4> {
-        self.decoder.forward(self.post_quant_conv.forward(latents))
+        let dtype = latents.dtype();
+        let wide = widens(dtype);
+        let latents = if wide { latents.cast(DType::F32) } else { latents };
+        let latents = part(&self.post_quant_conv, wide, |conv| conv.forward(latents));
+        self.decoder.forward(latents).cast(dtype)
     }
 }
 

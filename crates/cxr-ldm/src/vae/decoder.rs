@@ -5,7 +5,7 @@ use cxr_kernels::nn::{Conv2d, Conv2dConfig, GroupNorm, GroupNormConfig};
 
 use super::mid::{MidBlock, resnet};
 use super::{AutoencoderKlConfig, NORM_EPS};
-use crate::layers::{ResnetBlock, Upsample};
+use crate::layers::{ResnetBlock, Upsample, part, widens};
 
 /// Latents, after `post_quant_conv`, to pixels.
 #[derive(Module, Debug)]
@@ -53,9 +53,12 @@ impl<B: Backend> Decoder<B> {
 impl<B: DiffusionBackend> Decoder<B> {
     /// `[n, latent_channels, h, w] -> [n, out_channels, h * factor, w * factor]`.
     pub(crate) fn forward(&self, latents: Tensor<B, 4>) -> Tensor<B, 4> {
-        let x = self.mid_block.forward(self.conv_in.forward(latents));
-        let x = self.up_blocks.iter().fold(x, |x, block| block.forward(x));
-        self.conv_out.forward(self.conv_norm_out.forward_silu(x))
+        let wide = widens(self.conv_in.weight.val().dtype());
+        let x = part(&self.conv_in, wide, |conv| conv.forward(latents));
+        let x = part(&self.mid_block, wide, |block| block.forward(x));
+        let x = self.up_blocks.iter().fold(x, |x, block| part(block, wide, |block| block.forward(x)));
+        let x = part(&self.conv_norm_out, wide, |norm| norm.forward_silu(x));
+        part(&self.conv_out, wide, |conv| conv.forward(x))
     }
 }
 

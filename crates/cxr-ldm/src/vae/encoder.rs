@@ -5,7 +5,7 @@ use cxr_kernels::nn::{Conv2d, Conv2dConfig, GroupNorm, GroupNormConfig};
 
 use super::mid::{MidBlock, resnet};
 use super::{AutoencoderKlConfig, NORM_EPS};
-use crate::layers::{Downsample, ResnetBlock};
+use crate::layers::{Downsample, ResnetBlock, part, widens};
 
 /// Pixels to moments, before `quant_conv`.
 #[derive(Module, Debug)]
@@ -54,9 +54,12 @@ impl<B: Backend> Encoder<B> {
 impl<B: DiffusionBackend> Encoder<B> {
     /// `[n, in_channels, h, w] -> [n, 2 * latent_channels, h / factor, w / factor]`.
     pub(crate) fn forward(&self, pixels: Tensor<B, 4>) -> Tensor<B, 4> {
-        let x = self.down_blocks.iter().fold(self.conv_in.forward(pixels), |x, block| block.forward(x));
-        let x = self.mid_block.forward(x);
-        self.conv_out.forward(self.conv_norm_out.forward_silu(x))
+        let wide = widens(self.conv_in.weight.val().dtype());
+        let x = part(&self.conv_in, wide, |conv| conv.forward(pixels));
+        let x = self.down_blocks.iter().fold(x, |x, block| part(block, wide, |block| block.forward(x)));
+        let x = part(&self.mid_block, wide, |block| block.forward(x));
+        let x = part(&self.conv_norm_out, wide, |norm| norm.forward_silu(x));
+        part(&self.conv_out, wide, |conv| conv.forward(x))
     }
 }
 
