@@ -242,7 +242,7 @@ impl Args {
     }
 
     /// A request for some pictures.
-    pub(crate) fn request(&self, planned: &[Planned<'_>], initial: Option<&InitialImage>) -> Request {
+    pub(crate) fn request(&self, planned: &[&Planned<'_>], initial: Option<&InitialImage>) -> Request {
         let mut request = Request::each(planned.iter().map(|picture| picture.item.text.as_str()))
             .seeds(planned.iter().map(|picture| picture.seed))
             .negative(&self.negative)

@@ -65,7 +65,7 @@ fn synthesize(args: &Args, items: &[Item]) -> Result<()> {
     let initial = args.initial_image()?;
     let model = args.load()?;
     check_size(args, model.as_ref())?;
-    let request = args.request(&planned, initial.as_ref());
+    let request = args.request(&planned.iter().collect::<Vec<_>>(), initial.as_ref());
     let settings = model.settings(&request)?;
     let steps = model.steps_per_batch(&request)?;
 
@@ -88,13 +88,11 @@ fn synthesize(args: &Args, items: &[Item]) -> Result<()> {
     let mut made = 0;
     let mut sheet = Sheet::default();
     for (index, batch) in missing.chunks(args.batch.get()).enumerate() {
-        let batch: Vec<Planned<'_>> =
-            batch.iter().map(|p| Planned { name: p.name.clone(), item: p.item, seed: p.seed }).collect();
-        let request = args.request(&batch, initial.as_ref());
+        let request = args.request(batch, initial.as_ref());
         let message = format!("{made} of {} pictures finished", missing.len());
         let progress = Offset { progress: &terminal, done: (index * steps) as u64, message };
         let images = model.generate_with(&request, &progress, &mut |_| ControlFlow::Continue(()))?;
-        for (image, picture) in images.iter().zip(&batch) {
+        for (image, picture) in images.iter().zip(batch) {
             folder.add(image, row(image, picture), args.color())?;
             sheet.add(image);
             made += 1;

@@ -30,6 +30,8 @@ struct Plan {
     height: usize,
     /// Channels, height and width of a picture's latents.
     latents: [usize; 3],
+    /// What all pictures start from.
+    initial: Option<InitialUse>,
 }
 
 /// What a batch is conditioned on.
@@ -113,7 +115,7 @@ impl<B: DiffusionBackend> StableDiffusion<B> {
     /// [`Error::Steps`] for a number of steps that the schedule cannot have.
     pub fn steps_per_batch(&self, request: &Request) -> Result<usize, Error> {
         let all = self.sampler(request).timesteps(&self.parts.schedule, request.steps)?.len();
-        Ok(all - request.initial.as_ref().map_or(0, |image| skipped(request.steps, image).min(all - 1)))
+        Ok(all - steps_of(request)?.skipped().min(all - 1))
     }
 
     /// What the pictures of a request will have been made from, one for each, without making them.
@@ -166,23 +168,19 @@ impl<B: DiffusionBackend> StableDiffusion<B> {
                 expected: format!("that of the initial image, {}x{}", own.0, own.1),
             });
         }
-        if initial.is_some_and(|image| skipped(request.steps, image) == request.steps) {
+        let steps = steps_of(request)?;
+        if let Some(image) = initial.filter(|_| steps.skipped() == request.steps) {
             return Err(Error::Request {
                 setting: "strength".into(),
-                found: format!(
-                    "{} of {} steps, which is none",
-                    initial.map_or(0.0, InitialImage::strength),
-                    request.steps
-                ),
+                found: format!("{} of {} steps, which is none", image.strength(), request.steps),
                 expected: "enough for one step".into(),
             });
         }
-        let steps = initial.map_or(Ok(Steps::new(request.steps)), |image| {
-            Steps::with_strength(request.steps, image.strength())
-        })?;
+        let used = |image: &InitialImage| InitialUse { sha256: image.sha256(), strength: image.strength() };
+        let initial = initial.map(used);
         let factor = self.vae_factor();
         let latents = [self.parts.config.vae.latent_channels, height / factor, width / factor];
-        Ok(Plan { sampler, steps, width, height, latents })
+        Ok(Plan { sampler, steps, width, height, latents, initial })
     }
 
     /// Keys and values of a batch. Each text is encoded once.
@@ -322,7 +320,6 @@ impl<B: DiffusionBackend> StableDiffusion<B> {
 
     fn settings_of(&self, request: &Request, plan: &Plan, index: usize) -> ImageSettings {
         let eta = if let Sampler::Ddim { eta } = plan.sampler { eta } else { 0.0 };
-        let used = |image: &InitialImage| InitialUse { sha256: image.sha256(), strength: image.strength() };
         ImageSettings {
             prompt: request.prompt(index).into(),
             negative_prompt: request.negative_prompt.clone(),
@@ -334,7 +331,7 @@ impl<B: DiffusionBackend> StableDiffusion<B> {
             guidance_interval: request.guidance_interval,
             sampler: plan.sampler.name().into(),
             eta,
-            initial: request.initial.as_ref().map(used),
+            initial: plan.initial.clone(),
             vae_tiling: request.vae_tiling,
             dtype: format!("{:?}", self.parts.dtype).to_lowercase(),
             model_hash: self.parts.hash.clone(),
@@ -350,9 +347,12 @@ fn is_guided(request: &Request) -> bool {
     request.guidance != 1.0
 }
 
-/// The steps that are left out of the beginning for an initial image.
-fn skipped(steps: usize, image: &InitialImage) -> usize {
-    steps - ((steps as f64 * image.strength()) as usize).min(steps)
+/// All steps, or for an initial image those that its strength leaves.
+fn steps_of(request: &Request) -> Result<Steps, Error> {
+    match &request.initial {
+        Some(image) => Steps::with_strength(request.steps, image.strength()),
+        None => Ok(Steps::new(request.steps)),
+    }
 }
 
 /// The distinct texts, and for every row the place of its own.

@@ -241,9 +241,14 @@ impl Steps {
         Ok(Self::new(count).starting_at(count - made.min(count)))
     }
 
+    /// How many of the first steps are left out.
+    pub(crate) fn skipped(self) -> usize {
+        self.start.unwrap_or(0)
+    }
+
     /// The first step; an error if none is left of those that were asked for.
     fn checked_start(self, total: usize) -> Result<usize, Error> {
-        let start = self.start.unwrap_or(0);
+        let start = self.skipped();
         if start >= total || (start > 0 && start >= self.count) {
             return Err(Error::StartStep { found: start, steps: self.count });
         }
