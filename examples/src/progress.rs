@@ -147,6 +147,7 @@ impl Progress for Terminal {
             if let Some(bar) = &stage.bar {
                 bar.finish_and_clear();
             }
+            let message = if message.is_empty() { "done" } else { message };
             eprintln!("{}: {message} ({seconds})", stage.name);
         });
     }
