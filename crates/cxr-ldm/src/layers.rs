@@ -5,7 +5,8 @@ use burn::tensor::module::interpolate;
 use burn::tensor::ops::{InterpolateMode, InterpolateOptions};
 use burn::tensor::{DType, Tensor, backend::Backend};
 use cxr_kernels::DiffusionBackend;
-use cxr_kernels::nn::{Conv2d, Conv2dConfig, GroupNorm, GroupNormConfig, Linear, LinearConfig};
+use cxr_kernels::nn::{GroupNorm, GroupNormConfig};
+use cxr_lora::{LayerMut, LayerRef, LoraConv2d, LoraConv2dConfig, LoraLinear, LoraLinearConfig};
 
 /// Sizes of a [`ResnetBlock`].
 #[derive(Debug, Clone, Copy)]
@@ -22,25 +23,49 @@ pub(crate) struct ResnetBlockConfig {
 #[derive(Module, Debug)]
 pub(crate) struct ResnetBlock<B: Backend> {
     norm1: GroupNorm<B>,
-    conv1: Conv2d<B>,
-    time_emb_proj: Option<Linear<B>>,
+    conv1: LoraConv2d<B>,
+    time_emb_proj: Option<LoraLinear<B>>,
     norm2: GroupNorm<B>,
-    conv2: Conv2d<B>,
-    conv_shortcut: Option<Conv2d<B>>,
+    conv2: LoraConv2d<B>,
+    conv_shortcut: Option<LoraConv2d<B>>,
 }
 
 impl ResnetBlockConfig {
     pub(crate) fn init<B: Backend>(&self, device: &B::Device) -> ResnetBlock<B> {
         let &Self { input, output, time, groups, eps } = self;
         let norm = |channels| GroupNormConfig::new(groups, channels).with_eps(eps).init(device);
-        let conv = |channels| Conv2dConfig::new(channels, output, 3).with_padding(1).init(device);
+        let conv = |channels| LoraConv2dConfig::new(channels, output, 3).with_padding(1).init(device);
         ResnetBlock {
             norm1: norm(input),
             conv1: conv(input),
-            time_emb_proj: time.map(|width| LinearConfig::new(width, output).init(device)),
+            time_emb_proj: time.map(|width| LoraLinearConfig::new(width, output).init(device)),
             norm2: norm(output),
             conv2: conv(output),
-            conv_shortcut: (input != output).then(|| Conv2dConfig::new(input, output, 1).init(device)),
+            conv_shortcut: (input != output).then(|| LoraConv2dConfig::new(input, output, 1).init(device)),
+        }
+    }
+}
+
+impl<B: Backend> ResnetBlock<B> {
+    pub(crate) fn visit_layers(&self, path: &str, visit: &mut dyn FnMut(&str, LayerRef<'_, B>)) {
+        visit(&format!("{path}.conv1"), LayerRef::Conv2d(&self.conv1));
+        if let Some(layer) = &self.time_emb_proj {
+            visit(&format!("{path}.time_emb_proj"), LayerRef::Linear(layer));
+        }
+        visit(&format!("{path}.conv2"), LayerRef::Conv2d(&self.conv2));
+        if let Some(layer) = &self.conv_shortcut {
+            visit(&format!("{path}.conv_shortcut"), LayerRef::Conv2d(layer));
+        }
+    }
+
+    pub(crate) fn visit_layers_mut(&mut self, path: &str, visit: &mut dyn FnMut(&str, LayerMut<'_, B>)) {
+        visit(&format!("{path}.conv1"), LayerMut::Conv2d(&mut self.conv1));
+        if let Some(layer) = &mut self.time_emb_proj {
+            visit(&format!("{path}.time_emb_proj"), LayerMut::Linear(layer));
+        }
+        visit(&format!("{path}.conv2"), LayerMut::Conv2d(&mut self.conv2));
+        if let Some(layer) = &mut self.conv_shortcut {
+            visit(&format!("{path}.conv_shortcut"), LayerMut::Conv2d(layer));
         }
     }
 }
@@ -66,7 +91,7 @@ impl<B: DiffusionBackend> ResnetBlock<B> {
 /// diffusers' `Downsample2D`: half the size.
 #[derive(Module, Debug)]
 pub(crate) struct Downsample<B: Backend> {
-    conv: Conv2d<B>,
+    conv: LoraConv2d<B>,
     /// Zeros on all sides (UNet); otherwise right and below alone (autoencoder).
     symmetric: bool,
 }
@@ -74,7 +99,7 @@ pub(crate) struct Downsample<B: Backend> {
 impl<B: Backend> Downsample<B> {
     pub(crate) fn new(channels: usize, symmetric: bool, device: &B::Device) -> Self {
         let padding = usize::from(symmetric);
-        let conv = Conv2dConfig::new(channels, channels, 3).with_stride(2).with_padding(padding);
+        let conv = LoraConv2dConfig::new(channels, channels, 3).with_stride(2).with_padding(padding);
         Self { conv: conv.init(device), symmetric }
     }
 }
@@ -86,15 +111,34 @@ impl<B: DiffusionBackend> Downsample<B> {
     }
 }
 
+macro_rules! has_one_convolution {
+    ($($layer:ident),*) => {$(
+        impl<B: Backend> $layer<B> {
+            pub(crate) fn visit_layers(&self, path: &str, visit: &mut dyn FnMut(&str, LayerRef<'_, B>)) {
+                visit(&format!("{path}.conv"), LayerRef::Conv2d(&self.conv));
+            }
+
+            pub(crate) fn visit_layers_mut(
+                &mut self,
+                path: &str,
+                visit: &mut dyn FnMut(&str, LayerMut<'_, B>),
+            ) {
+                visit(&format!("{path}.conv"), LayerMut::Conv2d(&mut self.conv));
+            }
+        }
+    )*};
+}
+has_one_convolution!(Downsample, Upsample);
+
 /// diffusers' `Upsample2D`: nearest neighbour, then a convolution.
 #[derive(Module, Debug)]
 pub(crate) struct Upsample<B: Backend> {
-    conv: Conv2d<B>,
+    conv: LoraConv2d<B>,
 }
 
 impl<B: Backend> Upsample<B> {
     pub(crate) fn new(channels: usize, device: &B::Device) -> Self {
-        Self { conv: Conv2dConfig::new(channels, channels, 3).with_padding(1).init(device) }
+        Self { conv: LoraConv2dConfig::new(channels, channels, 3).with_padding(1).init(device) }
     }
 }
 

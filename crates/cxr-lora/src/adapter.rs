@@ -3,12 +3,13 @@
 use std::collections::BTreeSet;
 
 use burn::module::Module;
-use burn::tensor::{DType, backend::Backend};
+use burn::tensor::backend::Backend;
 use cxr_core::random::Stream;
 use cxr_kernels::nn::parameters;
 use serde::{Deserialize, Serialize};
 
-use crate::linear::Branch;
+use crate::branch::Branch;
+use crate::dropout::DropoutStep;
 use crate::target::{self, Adaptable, LayerInfo, LayerMut, TargetSet, layers};
 use crate::weights::{Adapter, Lookup, LoraWeights, ModuleKey, Provenance, UNET};
 use crate::{LoraError, Result};
@@ -24,6 +25,7 @@ pub const DEFAULT_NAME: &str = "default";
 /// | `alpha` | `rank` | any finite number |
 /// | `targets` | [`TargetSet::AllAttention`] | |
 /// | `rank_stabilized` | false | |
+/// | `dropout` | 0 | 0 or more, below 1 |
 /// | `overrides` | none | ranks of 1 or more |
 /// | `name` | `default` | not empty |
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -39,6 +41,10 @@ pub struct LoraConfig {
     /// Scale by `alpha / sqrt(rank)` instead, which keeps gradients of one size as the rank grows
     /// (Kalajdzievski 2023, "A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA").
     pub rank_stabilized: bool,
+    /// The probability with which each value of an adapter's input is dropped in training, as in PEFT.
+    ///
+    /// Masks are drawn only once [`set_dropout_step`] says from where, which a training loop does before each step.
+    pub dropout: f64,
     /// Rank and alpha of some of the layers; the last that matches counts.
     pub overrides: Vec<PatternRank>,
     /// The adapter's name.
@@ -71,6 +77,7 @@ impl LoraConfig {
             alpha: rank as f64,
             targets: TargetSet::default(),
             rank_stabilized: false,
+            dropout: 0.0,
             overrides: Vec::new(),
             name: DEFAULT_NAME.to_owned(),
         }
@@ -89,6 +96,11 @@ impl LoraConfig {
     /// Sets rank-stabilized scaling.
     pub fn with_rank_stabilized(self, rank_stabilized: bool) -> Self {
         Self { rank_stabilized, ..self }
+    }
+
+    /// Sets the probability of dropout.
+    pub fn with_dropout(self, dropout: f64) -> Self {
+        Self { dropout, ..self }
     }
 
     /// Sets rank and alpha of the layers that `pattern` matches.
@@ -114,6 +126,9 @@ impl LoraConfig {
             if !alpha.is_finite() {
                 return wrong("alpha", "a finite number", alpha.to_string());
             }
+        }
+        if !(0.0..1.0).contains(&self.dropout) {
+            return wrong("dropout", "0 or more, below 1", self.dropout.to_string());
         }
         if self.name.is_empty() {
             return wrong("name", "at least one character", "empty".to_owned());
@@ -167,17 +182,20 @@ pub fn attach<B: Backend, M: Module<B> + Adaptable<B>>(
     let mut planned = plan.iter().peekable();
     model.visit_layers_mut(&mut |path, layer| {
         let Some((info, rank, alpha)) = planned.next_if(|(info, ..)| info.path == path) else { return };
-        let weights = initial_weights(path, info.shape, *rank, *alpha, seed);
-        push(layer, &config.name, path, &weights);
+        let weights = initial_weights(info, *rank, *alpha, seed);
+        push(layer, &config.name, path, &weights).dropout = config.dropout;
     });
     train_only(model, &config.name)?;
     Ok(plan.len())
 }
 
-fn initial_weights(path: &str, [out, input]: [usize; 2], rank: usize, alpha: f64, seed: u64) -> LoraWeights {
-    let mut a = Stream::new(seed, &format!("lora.{path}"), 0).normals(rank * input);
-    a.iter_mut().for_each(|value| *value /= rank as f32);
-    LoraWeights { rank, in_features: input, out_features: out, alpha, a, b: vec![0.0; out * rank] }
+fn initial_weights(layer: &LayerInfo, rank: usize, alpha: f64, seed: u64) -> LoraWeights {
+    let ([out_features, in_features], kernel) = (layer.shape, layer.kernel);
+    let (a, b) = (Vec::new(), vec![0.0; out_features * rank]);
+    let mut weights = LoraWeights { rank, in_features, out_features, kernel, alpha, a, b };
+    weights.a = Stream::new(seed, &format!("lora.{}", layer.path), 0).normals(rank * weights.columns());
+    weights.a.iter_mut().for_each(|value| *value /= rank as f32);
+    weights
 }
 
 /// Freezes all parameters of the model except the factors of adapter `name`; returns how many layers have it.
@@ -267,13 +285,11 @@ fn match_layers<'a>(
     let mut in_order = Vec::new();
     for layer in layers {
         let Some((key, weights)) = found.get(layer.path.as_str()) else { continue };
-        let shape = [weights.out_features, weights.in_features];
-        if shape != layer.shape {
-            return Err(LoraError::LayerShape {
-                module: key.to_string(),
-                expected: layer.shape,
-                found: shape,
-            });
+        let full = |[out, input]: [usize; 2], [height, width]: [usize; 2]| [out, input, height, width];
+        let expected = full(layer.shape, layer.kernel.unwrap_or([1, 1]));
+        let found = full([weights.out_features, weights.in_features], weights.pixels());
+        if found != expected {
+            return Err(LoraError::LayerShape { module: key.to_string(), expected, found });
         }
         in_order.push((layer.path.clone(), *weights));
     }
@@ -327,6 +343,22 @@ pub fn set_weight<B: Backend, M: Adaptable<B> + ?Sized>(
     for_each(model, name, |branch| branch.weight = weight)
 }
 
+/// Says where the masks of the next forward passes of adapter `name` come from, or with `None` that nothing is
+/// dropped; returns how many layers have it.
+///
+/// A training loop calls this before each step, with the step's number. Only factors that are tracked by autodiff
+/// drop anything: a validation on the inner model, or a frozen adapter, needs no call.
+///
+/// # Errors
+/// [`LoraError::NotAttached`].
+pub fn set_dropout_step<B: Backend, M: Adaptable<B> + ?Sized>(
+    model: &mut M,
+    name: &str,
+    step: Option<DropoutStep>,
+) -> Result<usize> {
+    for_each(model, name, |branch| branch.dropout_step = step)
+}
+
 /// The names of the adapters that are attached, in the order of their first layers.
 pub fn attached<B: Backend, M: Adaptable<B> + ?Sized>(model: &M) -> Vec<String> {
     let mut names: Vec<String> = Vec::new();
@@ -363,7 +395,7 @@ pub fn export<B: Backend, M: Adaptable<B> + ?Sized>(
     model.visit_layers(&mut |path, layer| {
         let branches = layer.adapters().iter().filter(|branch| branch.name == name);
         for branch in branches {
-            let weights = branch.to_weights();
+            let weights = branch.to_weights(layer.kernel());
             if outcome.is_ok() {
                 outcome = weights.check(path);
             }
@@ -433,21 +465,4 @@ pub(crate) fn check_unmerged<B: Backend, M: Adaptable<B> + ?Sized>(model: &M) ->
         }
     });
     merged.map_or(Ok(()), |path| Err(LoraError::Merged { path }))
-}
-
-impl<B: Backend> Branch<B> {
-    /// The factors as numbers.
-    pub(crate) fn to_weights(&self) -> LoraWeights {
-        let values = |factor: &burn::module::Param<burn::tensor::Tensor<B, 2>>| {
-            factor.val().into_data().convert_dtype(DType::F32).iter::<f32>().collect::<Vec<f32>>()
-        };
-        LoraWeights {
-            rank: self.rank(),
-            in_features: self.lora_a.lazy_shape()[1],
-            out_features: self.lora_b.lazy_shape()[0],
-            alpha: self.alpha,
-            a: values(&self.lora_a),
-            b: values(&self.lora_b),
-        }
-    }
 }

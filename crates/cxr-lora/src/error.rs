@@ -180,14 +180,17 @@ pub enum LoraError {
     },
 
     /// Factors that do not fit the layer they are meant for.
-    #[error("adapter for `{module}` is for a layer [out, in] = {found:?}, the model's is {expected:?}")]
+    #[error(
+        "adapter for `{module}` is for a layer of weight {}, the model's is {}",
+        shape(.found), shape(.expected)
+    )]
     LayerShape {
         /// The module as the file names it.
         module: String,
-        /// `[out, in]` of the model's layer.
-        expected: [usize; 2],
-        /// `[out, in]` of the factors.
-        found: [usize; 2],
+        /// `[out, in, kh, kw]` of the model's layer, the kernel of a linear layer being 1 x 1.
+        expected: [usize; 4],
+        /// The same of the factors.
+        found: [usize; 4],
     },
 
     /// A module that a format has no name for.
@@ -200,6 +203,14 @@ pub enum LoraError {
         /// Why not.
         reason: &'static str,
     },
+}
+
+/// A weight's shape, without the kernel where it is one pixel.
+fn shape(full: &[usize; 4]) -> String {
+    match full {
+        [out, input, 1, 1] => format!("[{out}, {input}]"),
+        _ => format!("{full:?}"),
+    }
 }
 
 fn example(first: &Option<String>) -> String {

@@ -1,7 +1,7 @@
 //! LoRA (Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models") for any burn model: the layer, its
 //! targets, adapter files.
 //!
-//! A model builds its projections as [`LoraLinear`] and lists them through [`Adaptable`]; everything else works on
+//! A model builds its projections as [`LoraLinear`] or [`LoraConv2d`] and lists them through [`Adaptable`]; everything else works on
 //! that list.
 //!
 //! | To | Call |
@@ -63,6 +63,9 @@
 //! The crate has no features: it is generic over [`cxr_kernels::DiffusionBackend`], and a program chooses the backend.
 
 mod adapter;
+mod branch;
+mod conv;
+mod dropout;
 mod error;
 mod format;
 mod linear;
@@ -72,11 +75,14 @@ mod weights;
 
 pub use adapter::{
     DEFAULT_NAME, LoraConfig, PatternRank, attach, attached, detach, export, load_adapter, load_named,
-    set_enabled, set_weight, train_only,
+    set_dropout_step, set_enabled, set_weight, train_only,
 };
+pub use branch::Branch;
+pub use conv::{LoraConv2d, LoraConv2dConfig};
+pub use dropout::DropoutStep;
 pub use error::{LoraError, Result};
-pub use format::{Format, read, write};
-pub use linear::{Branch, LoraLinear, LoraLinearConfig};
-pub use merge::{Merged, merge, merge_and_detach, unmerge};
+pub use format::{Format, read, weights_file, write};
+pub use linear::{LoraLinear, LoraLinearConfig};
+pub use merge::{Merged, detach_merged, merge, merge_and_detach, unmerge};
 pub use target::{Adaptable, LayerInfo, LayerMut, LayerRef, TargetSet, layers};
 pub use weights::{Adapter, LoraWeights, ModuleKey, ModuleName, Provenance, TEXT_ENCODER, UNET};

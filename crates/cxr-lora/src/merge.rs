@@ -1,11 +1,12 @@
 //! Adapters added into the weights, and taken out again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use burn::module::Param;
 use burn::tensor::{Tensor, backend::Backend};
 
 use crate::adapter::check_unmerged;
-use crate::linear::{LoraLinear, to_f32};
+use crate::branch::{Branch, to_f32};
 use crate::target::{Adaptable, LayerMut, LayerRef};
 use crate::{LoraError, Result};
 
@@ -16,7 +17,14 @@ use crate::{LoraError, Result};
 /// hold 0.6 GB in f32 once more. Drop it to make the merge permanent.
 #[derive(Debug, Clone)]
 pub struct Merged<B: Backend> {
-    originals: BTreeMap<String, Tensor<B, 2>>,
+    originals: BTreeMap<String, Weight<B>>,
+}
+
+/// A layer's weight.
+#[derive(Debug, Clone)]
+enum Weight<B: Backend> {
+    Linear(Tensor<B, 2>),
+    Conv2d(Tensor<B, 4>),
 }
 
 impl<B: Backend> Merged<B> {
@@ -40,9 +48,8 @@ pub fn merge<B: Backend, M: Adaptable<B> + ?Sized>(model: &mut M) -> Result<Merg
     let mut changed = BTreeMap::new();
     let mut broken = None;
     model.visit_layers(&mut |path, layer| {
-        let LayerRef::Linear(layer) = layer;
-        let Some(weight) = merged_weight(layer) else { return };
-        if broken.is_none() && !is_finite(weight.clone()) {
+        let Some(weight) = Weight::merged(&layer) else { return };
+        if broken.is_none() && !weight.is_finite() {
             broken = Some(path.to_owned());
         }
         changed.insert(path.to_owned(), weight);
@@ -55,10 +62,8 @@ pub fn merge<B: Backend, M: Adaptable<B> + ?Sized>(model: &mut M) -> Result<Merg
     }
     let mut originals = BTreeMap::new();
     model.visit_layers_mut(&mut |path, layer| {
-        let LayerMut::Linear(layer) = layer;
         if let Some(weight) = changed.remove(path) {
-            originals.insert(path.to_owned(), replace_weight(layer, weight));
-            layer.merged = true;
+            originals.insert(path.to_owned(), weight.swap(layer, true));
         }
     });
     Ok(Merged { originals })
@@ -70,9 +75,9 @@ pub fn merge<B: Backend, M: Adaptable<B> + ?Sized>(model: &mut M) -> Result<Merg
 /// [`LoraError::NotMerged`] if a layer is missing or not merged. The model is unchanged then.
 pub fn unmerge<B: Backend, M: Adaptable<B> + ?Sized>(model: &mut M, merged: Merged<B>) -> Result<()> {
     let mut originals = merged.originals;
-    let mut missing: std::collections::BTreeSet<String> = originals.keys().cloned().collect();
+    let mut missing: BTreeSet<String> = originals.keys().cloned().collect();
     model.visit_layers(&mut |path, layer| {
-        let fits = originals.get(path).is_some_and(|weight| weight.dims() == layer.shape());
+        let fits = originals.get(path).is_some_and(|weight| weight.fits(&layer));
         if fits && layer.is_merged() {
             missing.remove(path);
         }
@@ -81,10 +86,8 @@ pub fn unmerge<B: Backend, M: Adaptable<B> + ?Sized>(model: &mut M, merged: Merg
         return Err(LoraError::NotMerged { path });
     }
     model.visit_layers_mut(&mut |path, layer| {
-        let LayerMut::Linear(layer) = layer;
         if let Some(weight) = originals.remove(path) {
-            replace_weight(layer, weight);
-            layer.merged = false;
+            weight.swap(layer, false);
         }
     });
     Ok(())
@@ -96,36 +99,83 @@ pub fn unmerge<B: Backend, M: Adaptable<B> + ?Sized>(model: &mut M, merged: Merg
 /// As [`merge`].
 pub fn merge_and_detach<B: Backend, M: Adaptable<B> + ?Sized>(model: &mut M) -> Result<usize> {
     let merged = merge(model)?;
-    model.visit_layers_mut(&mut |_, layer| {
-        let LayerMut::Linear(layer) = layer;
-        layer.adapters.clear();
-        layer.merged = false;
-    });
+    detach_merged(model);
     Ok(merged.layers())
 }
 
-/// The weight with the active adapters added, in the weight's dtype; none without active adapters.
-fn merged_weight<B: Backend>(layer: &LoraLinear<B>) -> Option<Tensor<B, 2>> {
-    let mut active = layer.active().peekable();
-    active.peek()?;
-    let weight = layer.weight.val().detach();
-    let dtype = weight.dtype();
-    let sum = active.fold(to_f32(weight), |sum, branch| {
-        let (a, b) = (branch.lora_a.val().detach(), branch.lora_b.val().detach());
-        sum + b.matmul(a).mul_scalar(branch.scale())
-    });
-    Some(if dtype == sum.dtype() { sum } else { sum.cast(dtype) })
+/// Takes every adapter off and leaves the weights as they are, so that what was merged stays in them.
+pub fn detach_merged<B: Backend, M: Adaptable<B> + ?Sized>(model: &mut M) {
+    model.visit_layers_mut(&mut |_, layer| layer.set_merged(false));
+    model.visit_layers_mut(&mut |_, layer| layer.adapters().clear());
 }
 
-/// Swaps the weight, under the id and the trainable flag that it has; returns the old one.
-fn replace_weight<B: Backend>(layer: &mut LoraLinear<B>, weight: Tensor<B, 2>) -> Tensor<B, 2> {
-    let old = layer.weight.val();
-    let trainable = old.is_require_grad();
-    let id = layer.weight.id;
-    layer.weight = burn::module::Param::initialized(id, weight.set_require_grad(trainable));
+impl<B: Backend> Weight<B> {
+    /// The weight with the active adapters added, in the weight's dtype; none without active adapters.
+    fn merged(layer: &LayerRef<'_, B>) -> Option<Self> {
+        let mut active = layer.active().peekable();
+        active.peek()?;
+        Some(match layer {
+            LayerRef::Linear(layer) => Self::Linear(add(&layer.weight, active)),
+            LayerRef::Conv2d(layer) => Self::Conv2d(add(&layer.weight, active)),
+        })
+    }
+
+    fn is_finite(&self) -> bool {
+        fn check<B: Backend, const D: usize>(x: &Tensor<B, D>) -> bool {
+            to_f32(x.clone()).is_finite().all().into_data().iter::<bool>().all(|finite| finite)
+        }
+        match self {
+            Self::Linear(weight) => check(weight),
+            Self::Conv2d(weight) => check(weight),
+        }
+    }
+
+    fn fits(&self, layer: &LayerRef<'_, B>) -> bool {
+        match (self, layer) {
+            (Self::Linear(weight), LayerRef::Linear(_)) => weight.dims() == layer.shape(),
+            (Self::Conv2d(weight), LayerRef::Conv2d(layer)) => {
+                weight.dims() == [layer.out_channels(), layer.in_channels(), layer.kernel(), layer.kernel()]
+            }
+            _ => false,
+        }
+    }
+
+    /// Swaps it with the layer's and returns the old one.
+    ///
+    /// # Panics
+    /// If the layer is of the other kind, which [`fits`](Self::fits) tells.
+    fn swap(self, mut layer: LayerMut<'_, B>, merged: bool) -> Self {
+        let old = match (self, &mut layer) {
+            (Self::Linear(weight), LayerMut::Linear(layer)) => {
+                Self::Linear(replace(&mut layer.weight, weight))
+            }
+            (Self::Conv2d(weight), LayerMut::Conv2d(layer)) => {
+                Self::Conv2d(replace(&mut layer.weight, weight))
+            }
+            _ => panic!("the weight of a convolution and that of a linear layer"),
+        };
+        layer.set_merged(merged);
+        old
+    }
+}
+
+/// The sum, in f32, of a weight and what the branches add to it, in the weight's dtype.
+fn add<'a, B: Backend, const D: usize>(
+    weight: &Param<Tensor<B, D>>,
+    branches: impl Iterator<Item = &'a Branch<B>>,
+) -> Tensor<B, D> {
+    let weight = weight.val().detach();
+    let (dtype, shape) = (weight.dtype(), weight.dims());
+    let sum = branches.fold(to_f32(weight), |sum, branch| sum + branch.delta().reshape(shape));
+    if dtype == sum.dtype() { sum } else { sum.cast(dtype) }
+}
+
+/// Swaps the tensor, under the id and the trainable flag that the parameter has; returns the old one.
+fn replace<B: Backend, const D: usize>(
+    param: &mut Param<Tensor<B, D>>,
+    tensor: Tensor<B, D>,
+) -> Tensor<B, D> {
+    let old = param.val();
+    *param = Param::initialized(param.id, tensor.set_require_grad(old.is_require_grad()));
     old.detach()
-}
-
-fn is_finite<B: Backend>(x: Tensor<B, 2>) -> bool {
-    to_f32(x).is_finite().all().into_data().iter::<bool>().all(|finite| finite)
 }

@@ -5,11 +5,16 @@ use std::collections::BTreeSet;
 use burn::tensor::backend::Backend;
 use serde::{Deserialize, Serialize};
 
-use crate::linear::{Branch, LoraLinear};
+use crate::branch::Branch;
+use crate::conv::LoraConv2d;
+use crate::linear::LoraLinear;
 use crate::{LoraError, Result};
 
 /// The projections of an attention, as diffusers names them.
 const PROJECTIONS: [&str; 4] = [".to_q", ".to_k", ".to_v", ".to_out.0"];
+
+/// The other products of a transformer: feed-forward, and the projections before and after its blocks.
+const FEED_FORWARD_AND_PROJECTIONS: [&str; 4] = ["ff.net.0.proj", "ff.net.2", "proj_in", "proj_out"];
 
 /// Which of a model's layers get an adapter.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -21,6 +26,9 @@ pub enum TargetSet {
     AllAttention,
     /// The same four of the cross-attentions (`attn2`) alone.
     CrossAttention,
+    /// All attentions, and with them the feed-forward layers (`ff.net.0.proj`, `ff.net.2`) and the projections
+    /// before and after the blocks (`proj_in`, `proj_out`): what kohya's scripts adapt in a UNet.
+    Transformer,
     /// Every layer that at least one of the patterns matches.
     ///
     /// In a pattern `*` stands for any characters, dots included, and `?` for one. It has to match the path as a
@@ -43,6 +51,11 @@ impl TargetSet {
                 let cross = |path: &str| attention(path).is_some_and(|name| name == "attn2");
                 select_by("cross_attention", paths, cross, &mut selected)?;
             }
+            Self::Transformer => {
+                let other = |path: &str| FEED_FORWARD_AND_PROJECTIONS.iter().any(|name| matches(name, path));
+                let wanted = |path: &str| attention(path).is_some() || other(path);
+                select_by("transformer", paths, wanted, &mut selected)?;
+            }
             Self::Patterns(patterns) => {
                 if patterns.is_empty() {
                     return Err(no_target("", paths));
@@ -61,6 +74,7 @@ impl std::fmt::Display for TargetSet {
         match self {
             Self::AllAttention => f.write_str("all_attention"),
             Self::CrossAttention => f.write_str("cross_attention"),
+            Self::Transformer => f.write_str("transformer"),
             Self::Patterns(patterns) => f.write_str(&patterns.join(",")),
         }
     }
@@ -127,6 +141,8 @@ fn glob(pattern: &[u8], text: &[u8]) -> bool {
 pub enum LayerRef<'a, B: Backend> {
     /// A linear layer.
     Linear(&'a LoraLinear<B>),
+    /// A convolution.
+    Conv2d(&'a LoraConv2d<B>),
 }
 
 /// A model's layer that an adapter can be attached to, by mutable reference.
@@ -135,37 +151,70 @@ pub enum LayerRef<'a, B: Backend> {
 pub enum LayerMut<'a, B: Backend> {
     /// A linear layer.
     Linear(&'a mut LoraLinear<B>),
+    /// A convolution.
+    Conv2d(&'a mut LoraConv2d<B>),
 }
 
 impl<'a, B: Backend> LayerRef<'a, B> {
     /// `[out, in]` of the layer's weight.
     pub fn shape(&self) -> [usize; 2] {
-        let Self::Linear(layer) = self;
-        [layer.out_features(), layer.in_features()]
+        match self {
+            Self::Linear(layer) => [layer.out_features(), layer.in_features()],
+            Self::Conv2d(layer) => [layer.out_channels(), layer.in_channels()],
+        }
+    }
+
+    /// Height and width of a convolution's kernel.
+    pub fn kernel(&self) -> Option<[usize; 2]> {
+        match self {
+            Self::Linear(_) => None,
+            Self::Conv2d(layer) => Some([layer.kernel(); 2]),
+        }
     }
 
     /// The layer's adapters.
     pub fn adapters(&self) -> &'a [Branch<B>] {
-        let Self::Linear(layer) = self;
-        &layer.adapters
+        match self {
+            Self::Linear(layer) => &layer.adapters,
+            Self::Conv2d(layer) => &layer.adapters,
+        }
     }
 
     /// Whether adapters are merged into the weight.
     pub fn is_merged(&self) -> bool {
-        let Self::Linear(layer) = self;
-        layer.merged
+        match self {
+            Self::Linear(layer) => layer.merged,
+            Self::Conv2d(layer) => layer.merged,
+        }
+    }
+
+    /// The adapters that change the output now.
+    pub(crate) fn active(&self) -> impl Iterator<Item = &'a Branch<B>> {
+        let merged = self.is_merged();
+        self.adapters().iter().filter(move |branch| !merged && branch.is_active())
     }
 }
 
 impl<'a, B: Backend> LayerMut<'a, B> {
     pub(crate) fn adapters(self) -> &'a mut Vec<Branch<B>> {
-        let Self::Linear(layer) = self;
-        &mut layer.adapters
+        match self {
+            Self::Linear(layer) => &mut layer.adapters,
+            Self::Conv2d(layer) => &mut layer.adapters,
+        }
+    }
+
+    pub(crate) fn set_merged(self, merged: bool) {
+        match self {
+            Self::Linear(layer) => layer.merged = merged,
+            Self::Conv2d(layer) => layer.merged = merged,
+        }
     }
 
     pub(crate) fn device(&self) -> B::Device {
-        let Self::Linear(layer) = self;
-        layer.weight.lazy_device()
+        match self {
+            Self::Linear(layer) => layer.weight.lazy_device(),
+            Self::Conv2d(layer) => layer.weight.lazy_device(),
+        }
     }
 }
 
@@ -188,6 +237,8 @@ pub struct LayerInfo {
     pub path: String,
     /// `[out, in]` of its weight.
     pub shape: [usize; 2],
+    /// Height and width of a convolution's kernel; `None` for a linear layer.
+    pub kernel: Option<[usize; 2]>,
     /// Whether adapters are merged into its weight.
     pub merged: bool,
 }
@@ -199,7 +250,8 @@ pub struct LayerInfo {
 pub fn layers<B: Backend, M: Adaptable<B> + ?Sized>(model: &M) -> Result<Vec<LayerInfo>> {
     let mut found = Vec::new();
     model.visit_layers(&mut |path, layer| {
-        found.push(LayerInfo { path: path.to_owned(), shape: layer.shape(), merged: layer.is_merged() });
+        let (shape, kernel, merged) = (layer.shape(), layer.kernel(), layer.is_merged());
+        found.push(LayerInfo { path: path.to_owned(), shape, kernel, merged });
     });
     let mut seen = BTreeSet::new();
     match found.iter().find(|layer| !seen.insert(layer.path.as_str())) {
@@ -228,6 +280,8 @@ mod tests {
         assert_eq!(all, PATHS[1..5]);
         let cross = TargetSet::CrossAttention.select(&PATHS).unwrap();
         assert_eq!(cross, PATHS[3..5]);
+        let transformer = TargetSet::Transformer.select(&PATHS).unwrap();
+        assert_eq!(transformer, PATHS[1..6]);
     }
 
     #[test]

@@ -17,16 +17,20 @@ pub const TEXT_ENCODER: &str = "text_encoder";
 pub struct LoraWeights {
     /// Rows of `a`, columns of `b`.
     pub rank: usize,
-    /// Width of the layer's input.
+    /// Width of the layer's input; channels of a convolution's.
     pub in_features: usize,
-    /// Width of the layer's output.
+    /// Width of the layer's output; channels of a convolution's.
     pub out_features: usize,
+    /// Height and width of a convolution's kernel; `None` for a linear layer.
+    ///
+    /// A file need not tell a linear layer from a convolution of one pixel, and such factors fit both.
+    pub kernel: Option<[usize; 2]>,
     /// The layer adds `alpha / rank * B (A x)`.
     ///
     /// An adapter with rank-stabilized scaling, `alpha / sqrt(rank)`, has its alpha times `sqrt(rank)` here, so
     /// that there is one rule and any file format can hold it.
     pub alpha: f64,
-    /// `A`, `[rank, in_features]`, row by row.
+    /// `A`, `[rank, in_features]`, row by row; of a convolution `[rank, in_features, kh, kw]`.
     pub a: Vec<f32>,
     /// `B`, `[out_features, rank]`, row by row.
     pub b: Vec<f32>,
@@ -36,6 +40,37 @@ impl LoraWeights {
     /// The number of values in both factors.
     pub fn parameters(&self) -> usize {
         self.a.len() + self.b.len()
+    }
+
+    /// The number of values in a row of `a`.
+    pub(crate) fn columns(&self) -> usize {
+        let [height, width] = self.pixels();
+        self.in_features * height * width
+    }
+
+    /// The kernel, of a linear layer as of a convolution of one pixel.
+    pub(crate) fn pixels(&self) -> [usize; 2] {
+        self.kernel.unwrap_or([1, 1])
+    }
+
+    /// The Frobenius norm of what the layer's weight gets, `alpha / rank * B A`.
+    ///
+    /// In f64, and from products of rank by rank values: `|B A|^2` is the sum of `(B^T B) * (A A^T)`.
+    pub fn norm(&self) -> f64 {
+        let (rank, columns) = (self.rank, self.columns());
+        let a_row = |i: usize| &self.a[i * columns..(i + 1) * columns];
+        let mut sum = 0.0;
+        for i in 0..rank {
+            for j in 0..rank {
+                let of_a: f64 =
+                    a_row(i).iter().zip(a_row(j)).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum();
+                let rows = self.b.chunks_exact(rank);
+                let of_b: f64 = rows.map(|row| f64::from(row[i]) * f64::from(row[j])).sum();
+                sum += of_a * of_b;
+            }
+        }
+        // Rounding can take a sum of squares that is zero below it.
+        (self.alpha / rank as f64).abs() * sum.max(0.0).sqrt()
     }
 
     /// Checks sizes and values; `name` stands in the error.
@@ -50,7 +85,7 @@ impl LoraWeights {
                 found: vec![values.len()],
             })
         };
-        shape("lora_A", self.rank, self.in_features, &self.a)?;
+        shape("lora_A", self.rank, self.columns(), &self.a)?;
         shape("lora_B", self.out_features, self.rank, &self.b)?;
         for (factor, values) in [("lora_A", &self.a), ("lora_B", &self.b)] {
             if !values.iter().all(|value| value.is_finite()) {

@@ -101,8 +101,7 @@ impl<B: Backend> StableDiffusion<B> {
     pub fn add_lora(&mut self, path: impl AsRef<Path>, weight: f64) -> Result<(), Error> {
         let path = path.as_ref();
         let (adapter, _format) = cxr_lora::read(path)?;
-        // a PEFT adapter is a folder, with its weights in a file of a fixed name
-        let file = if path.is_dir() { path.join("adapter_model.safetensors") } else { path.to_path_buf() };
+        let file = cxr_lora::weights_file(path);
         let sha256 = cxr_core::hash::sha256_file(&file).map_err(|source| Error::Io { path: file, source })?;
         let name = path.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned());
         // the same file may be loaded twice, an adapter's name in the model may not
@@ -112,6 +111,35 @@ impl<B: Backend> StableDiffusion<B> {
         cxr_lora::load_named(models, &adapter, &unique, weight)?;
         self.lora.push(LoraUse { name, sha256, weight });
         Ok(())
+    }
+
+    /// Adds the adapters into the weights for good, in f32, and takes them off: a step then costs what it costs
+    /// without them, and [`save`](Self::save) writes what they made of the model. [`lora`](Self::lora) still lists
+    /// them. Returns how many layers changed; diffusers calls this `fuse_lora`.
+    ///
+    /// # Errors
+    /// [`Error::Lora`] without an adapter, and if a weight would not be finite; the model is unchanged then.
+    pub fn fuse_lora(&mut self) -> Result<usize, Error> {
+        let (unet, text) = (&mut self.parts.unet, &mut self.parts.text);
+        let merged = match cxr_lora::merge(unet) {
+            Ok(merged) => Some(merged),
+            Err(cxr_lora::LoraError::NothingToMerge) => None,
+            Err(error) => return Err(error.into()),
+        };
+        let of_text = match (cxr_lora::merge_and_detach(text), &merged) {
+            (Ok(layers), _) => layers,
+            (Err(cxr_lora::LoraError::NothingToMerge), Some(_)) => 0,
+            (Err(error), _) => {
+                if let Some(merged) = merged {
+                    cxr_lora::unmerge(unet, merged)?;
+                }
+                return Err(error.into());
+            }
+        };
+        if merged.is_some() {
+            cxr_lora::detach_merged(unet);
+        }
+        Ok(merged.map_or(0, |merged| merged.layers()) + of_text)
     }
 
     /// Writes the model, without adapters, as a diffusers folder.

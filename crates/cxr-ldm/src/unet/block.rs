@@ -168,42 +168,42 @@ impl<B: DiffusionBackend> UpBlock<B> {
     }
 }
 
-/// What has transformers.
-pub(crate) trait Attentions<B: Backend> {
-    fn attentions(&self) -> &[Transformer<B>];
-    fn attentions_mut(&mut self) -> &mut [Transformer<B>];
-
+/// A level: what has transformers, and layers that an adapter can be attached to.
+pub(crate) trait Level<B: Backend> {
     /// The cross-attentions, in the order of the forward pass.
     fn cross_attentions<'a>(&'a self) -> impl Iterator<Item = &'a Attention<B>>
     where
-        B: 'a,
-    {
-        self.attentions().iter().flat_map(Transformer::cross_attentions)
-    }
+        B: 'a;
 
-    fn visit_layers(&self, path: &str, visit: &mut dyn FnMut(&str, LayerRef<'_, B>)) {
-        for (i, attention) in self.attentions().iter().enumerate() {
-            attention.visit_layers(&format!("{path}.attentions.{i}"), visit);
-        }
-    }
+    fn visit_layers(&self, path: &str, visit: &mut dyn FnMut(&str, LayerRef<'_, B>));
 
-    fn visit_layers_mut(&mut self, path: &str, visit: &mut dyn FnMut(&str, LayerMut<'_, B>)) {
-        for (i, attention) in self.attentions_mut().iter_mut().enumerate() {
-            attention.visit_layers_mut(&format!("{path}.attentions.{i}"), visit);
-        }
-    }
+    fn visit_layers_mut(&mut self, path: &str, visit: &mut dyn FnMut(&str, LayerMut<'_, B>));
 }
 
-macro_rules! has_attentions {
-    ($($block:ident),*) => {$(
-        impl<B: Backend> Attentions<B> for $block<B> {
-            fn attentions(&self) -> &[Transformer<B>] {
-                &self.attentions
+macro_rules! level {
+    ($block:ident: $($part:ident),*) => {
+        impl<B: Backend> Level<B> for $block<B> {
+            fn cross_attentions<'a>(&'a self) -> impl Iterator<Item = &'a Attention<B>>
+            where
+                B: 'a,
+            {
+                self.attentions.iter().flat_map(Transformer::cross_attentions)
             }
-            fn attentions_mut(&mut self) -> &mut [Transformer<B>] {
-                &mut self.attentions
+
+            fn visit_layers(&self, path: &str, visit: &mut dyn FnMut(&str, LayerRef<'_, B>)) {
+                $(for (i, part) in self.$part.iter().enumerate() {
+                    part.visit_layers(&format!("{path}.{}.{i}", stringify!($part)), visit);
+                })*
+            }
+
+            fn visit_layers_mut(&mut self, path: &str, visit: &mut dyn FnMut(&str, LayerMut<'_, B>)) {
+                $(for (i, part) in self.$part.iter_mut().enumerate() {
+                    part.visit_layers_mut(&format!("{path}.{}.{i}", stringify!($part)), visit);
+                })*
             }
         }
-    )*};
+    };
 }
-has_attentions!(DownBlock, MidBlock, UpBlock);
+level!(DownBlock: attentions, resnets, downsamplers);
+level!(MidBlock: attentions, resnets);
+level!(UpBlock: attentions, resnets, upsamplers);

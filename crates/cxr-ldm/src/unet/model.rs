@@ -1,10 +1,10 @@
 use burn::module::Module;
 use burn::tensor::{Tensor, backend::Backend};
-use cxr_kernels::nn::{Conv2d, Conv2dConfig, GroupNorm, GroupNormConfig};
+use cxr_kernels::nn::{GroupNorm, GroupNormConfig};
 use cxr_kernels::{DiffusionBackend, ops};
-use cxr_lora::{Adaptable, LayerMut, LayerRef};
+use cxr_lora::{Adaptable, LayerMut, LayerRef, LoraConv2d, LoraConv2dConfig};
 
-use super::block::{Attentions, DownBlock, MidBlock, UpBlock};
+use super::block::{DownBlock, Level, MidBlock, UpBlock};
 use super::time::TimeEmbedding;
 use super::{Context, UNetConfig};
 
@@ -13,20 +13,20 @@ use super::{Context, UNetConfig};
 /// Made by [`UNetConfig::init`]. The path of a parameter is its key in the published file.
 #[derive(Module, Debug)]
 pub struct UNet2dCondition<B: Backend> {
-    conv_in: Conv2d<B>,
+    conv_in: LoraConv2d<B>,
     time_embedding: TimeEmbedding<B>,
     down_blocks: Vec<DownBlock<B>>,
     mid_block: MidBlock<B>,
     up_blocks: Vec<UpBlock<B>>,
     conv_norm_out: GroupNorm<B>,
-    conv_out: Conv2d<B>,
+    conv_out: LoraConv2d<B>,
 }
 
 impl<B: Backend> UNet2dCondition<B> {
     pub(crate) fn new(config: &UNetConfig, device: &B::Device) -> Self {
         let levels = config.block_out_channels.len();
         let first = config.block_out_channels[0];
-        let conv = |input, output| Conv2dConfig::new(input, output, 3).with_padding(1).init(device);
+        let conv = |input, output| LoraConv2dConfig::new(input, output, 3).with_padding(1).init(device);
         Self {
             conv_in: conv(config.in_channels, first),
             time_embedding: TimeEmbedding::new(config, device),
@@ -83,16 +83,19 @@ impl<B: DiffusionBackend> UNet2dCondition<B> {
     /// # Panics
     /// If the width or dtype of `hidden` does not fit.
     pub fn prepare(&self, hidden: Tensor<B, 3>) -> Context<B> {
-        let down = self.down_blocks.iter().flat_map(Attentions::cross_attentions);
-        let up = self.up_blocks.iter().flat_map(Attentions::cross_attentions);
+        let down = self.down_blocks.iter().flat_map(Level::cross_attentions);
+        let up = self.up_blocks.iter().flat_map(Level::cross_attentions);
         let layers = down.chain(self.mid_block.cross_attentions()).chain(up);
         Context::prepared(layers.map(|layer| layer.keys_values(hidden.clone())).collect())
     }
 }
 
-/// The projections of all attentions and the feed-forward layers between them.
+/// Every layer that has a weight of two dimensions or four: those of the attentions and feed-forward layers, the
+/// residual blocks, the convolutions that change the size, and those at both ends.
 impl<B: Backend> Adaptable<B> for UNet2dCondition<B> {
     fn visit_layers(&self, visit: &mut dyn FnMut(&str, LayerRef<'_, B>)) {
+        visit("conv_in", LayerRef::Conv2d(&self.conv_in));
+        self.time_embedding.visit_layers("time_embedding", visit);
         for (i, block) in self.down_blocks.iter().enumerate() {
             block.visit_layers(&format!("down_blocks.{i}"), visit);
         }
@@ -100,9 +103,12 @@ impl<B: Backend> Adaptable<B> for UNet2dCondition<B> {
         for (i, block) in self.up_blocks.iter().enumerate() {
             block.visit_layers(&format!("up_blocks.{i}"), visit);
         }
+        visit("conv_out", LayerRef::Conv2d(&self.conv_out));
     }
 
     fn visit_layers_mut(&mut self, visit: &mut dyn FnMut(&str, LayerMut<'_, B>)) {
+        visit("conv_in", LayerMut::Conv2d(&mut self.conv_in));
+        self.time_embedding.visit_layers_mut("time_embedding", visit);
         for (i, block) in self.down_blocks.iter_mut().enumerate() {
             block.visit_layers_mut(&format!("down_blocks.{i}"), visit);
         }
@@ -110,5 +116,6 @@ impl<B: Backend> Adaptable<B> for UNet2dCondition<B> {
         for (i, block) in self.up_blocks.iter_mut().enumerate() {
             block.visit_layers_mut(&format!("up_blocks.{i}"), visit);
         }
+        visit("conv_out", LayerMut::Conv2d(&mut self.conv_out));
     }
 }

@@ -1,15 +1,15 @@
 use burn::module::Module;
 use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
-use cxr_kernels::nn::{Linear, LinearConfig};
 use cxr_kernels::{DiffusionBackend, ops};
+use cxr_lora::{LayerMut, LayerRef, LoraLinear, LoraLinearConfig};
 
 use super::UNetConfig;
 
 /// The two layers over the sinusoids: diffusers' `TimestepEmbedding`.
 #[derive(Module, Debug)]
 pub(crate) struct TimeEmbedding<B: Backend> {
-    linear_1: Linear<B>,
-    linear_2: Linear<B>,
+    linear_1: LoraLinear<B>,
+    linear_2: LoraLinear<B>,
     flip_sin_to_cos: bool,
     freq_shift: f64,
 }
@@ -18,11 +18,21 @@ impl<B: Backend> TimeEmbedding<B> {
     pub(crate) fn new(config: &UNetConfig, device: &B::Device) -> Self {
         let (sinusoids, width) = (config.block_out_channels[0], config.time_width());
         Self {
-            linear_1: LinearConfig::new(sinusoids, width).init(device),
-            linear_2: LinearConfig::new(width, width).init(device),
+            linear_1: LoraLinearConfig::new(sinusoids, width).init(device),
+            linear_2: LoraLinearConfig::new(width, width).init(device),
             flip_sin_to_cos: config.flip_sin_to_cos,
             freq_shift: config.freq_shift,
         }
+    }
+
+    pub(crate) fn visit_layers(&self, path: &str, visit: &mut dyn FnMut(&str, LayerRef<'_, B>)) {
+        visit(&format!("{path}.linear_1"), LayerRef::Linear(&self.linear_1));
+        visit(&format!("{path}.linear_2"), LayerRef::Linear(&self.linear_2));
+    }
+
+    pub(crate) fn visit_layers_mut(&mut self, path: &str, visit: &mut dyn FnMut(&str, LayerMut<'_, B>)) {
+        visit(&format!("{path}.linear_1"), LayerMut::Linear(&mut self.linear_1));
+        visit(&format!("{path}.linear_2"), LayerMut::Linear(&mut self.linear_2));
     }
 }
 
@@ -30,7 +40,7 @@ impl<B: DiffusionBackend> TimeEmbedding<B> {
     /// Timesteps `[n]`, f32, to `[n, 4 * channels]` in `dtype`.
     pub(crate) fn forward(&self, timesteps: Tensor<B, 1>, dtype: DType) -> Tensor<B, 2> {
         assert_eq!(timesteps.dtype(), DType::F32, "dtype of timesteps");
-        let channels = self.linear_1.weight.lazy_shape()[1];
+        let channels = self.linear_1.in_features();
         let x = sinusoids(timesteps, channels, self.flip_sin_to_cos, self.freq_shift).cast(dtype);
         self.linear_2.forward(ops::silu(self.linear_1.forward(x)))
     }

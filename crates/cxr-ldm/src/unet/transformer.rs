@@ -2,9 +2,9 @@ use std::marker::PhantomData;
 
 use burn::module::Module;
 use burn::tensor::{Tensor, backend::Backend};
-use cxr_kernels::nn::{Conv2d, Conv2dConfig, GroupNorm, GroupNormConfig, LayerNorm, LayerNormConfig};
+use cxr_kernels::nn::{GroupNorm, GroupNormConfig, LayerNorm, LayerNormConfig};
 use cxr_kernels::{DiffusionBackend, ops};
-use cxr_lora::{LayerMut, LayerRef, LoraLinear, LoraLinearConfig};
+use cxr_lora::{LayerMut, LayerRef, LoraConv2d, LoraConv2dConfig, LoraLinear, LoraLinearConfig};
 
 use super::attention::Attention;
 use super::context::ContextReader;
@@ -16,9 +16,9 @@ const NORM_EPS: f64 = 1e-6;
 #[derive(Module, Debug)]
 pub(crate) struct Transformer<B: Backend> {
     norm: GroupNorm<B>,
-    proj_in: Conv2d<B>,
+    proj_in: LoraConv2d<B>,
     transformer_blocks: Vec<TransformerBlock<B>>,
-    proj_out: Conv2d<B>,
+    proj_out: LoraConv2d<B>,
 }
 
 /// diffusers' `BasicTransformerBlock`.
@@ -54,9 +54,9 @@ impl<B: Backend> Transformer<B> {
     ) -> Self {
         Self {
             norm: GroupNormConfig::new(groups, channels).with_eps(NORM_EPS).init(device),
-            proj_in: Conv2dConfig::new(channels, channels, 1).init(device),
+            proj_in: LoraConv2dConfig::new(channels, channels, 1).init(device),
             transformer_blocks: vec![TransformerBlock::new(channels, context, heads, device)],
-            proj_out: Conv2dConfig::new(channels, channels, 1).init(device),
+            proj_out: LoraConv2dConfig::new(channels, channels, 1).init(device),
         }
     }
 
@@ -66,6 +66,7 @@ impl<B: Backend> Transformer<B> {
     }
 
     pub(crate) fn visit_layers(&self, path: &str, visit: &mut dyn FnMut(&str, LayerRef<'_, B>)) {
+        visit(&format!("{path}.proj_in"), LayerRef::Conv2d(&self.proj_in));
         for (i, block) in self.transformer_blocks.iter().enumerate() {
             let path = format!("{path}.transformer_blocks.{i}");
             block.attn1.visit_layers(&format!("{path}.attn1"), visit);
@@ -73,9 +74,11 @@ impl<B: Backend> Transformer<B> {
             visit(&format!("{path}.ff.net.0.proj"), LayerRef::Linear(&block.ff.net.0.proj));
             visit(&format!("{path}.ff.net.2"), LayerRef::Linear(&block.ff.net.2));
         }
+        visit(&format!("{path}.proj_out"), LayerRef::Conv2d(&self.proj_out));
     }
 
     pub(crate) fn visit_layers_mut(&mut self, path: &str, visit: &mut dyn FnMut(&str, LayerMut<'_, B>)) {
+        visit(&format!("{path}.proj_in"), LayerMut::Conv2d(&mut self.proj_in));
         for (i, block) in self.transformer_blocks.iter_mut().enumerate() {
             let path = format!("{path}.transformer_blocks.{i}");
             block.attn1.visit_layers_mut(&format!("{path}.attn1"), visit);
@@ -83,6 +86,7 @@ impl<B: Backend> Transformer<B> {
             visit(&format!("{path}.ff.net.0.proj"), LayerMut::Linear(&mut block.ff.net.0.proj));
             visit(&format!("{path}.ff.net.2"), LayerMut::Linear(&mut block.ff.net.2));
         }
+        visit(&format!("{path}.proj_out"), LayerMut::Conv2d(&mut self.proj_out));
     }
 }
 

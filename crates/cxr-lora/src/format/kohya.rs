@@ -28,24 +28,65 @@ pub(super) fn parse(key: &str) -> Option<Parsed> {
     Some(Parsed { format, module, factor })
 }
 
-/// diffusers' flattened name for an attention block named as in the original code.
+/// diffusers' flattened name for a layer named as in the original code.
 ///
 /// `input_blocks.N` counts the convolution at the entry as 0 and, in each of four stages, two blocks and a
-/// downsampler; `output_blocks.N` three blocks per stage. The attention of a block is its part 1.
+/// downsampler; `output_blocks.N` three blocks per stage. Part 0 of a block is its residual block, part 1 its
+/// attention; an upsampler comes after what is there.
 fn from_ldm(name: &str) -> Option<String> {
-    if let Some(rest) = name.strip_prefix("middle_block_1_") {
-        return Some(format!("mid_block_attentions_0_{rest}"));
+    let plain = match name {
+        "time_embed_0" => Some("time_embedding_linear_1"),
+        "time_embed_2" => Some("time_embedding_linear_2"),
+        "input_blocks_0_0" => Some("conv_in"),
+        "out_2" => Some("conv_out"),
+        _ => None,
+    };
+    if let Some(name) = plain {
+        return Some(name.to_owned());
+    }
+    if let Some(rest) = name.strip_prefix("middle_block_") {
+        return Some(match rest.split_once('_')? {
+            ("0", rest) => format!("mid_block_resnets_0_{}", of_resnet(rest)?),
+            ("1", rest) => format!("mid_block_attentions_0_{rest}"),
+            ("2", rest) => format!("mid_block_resnets_1_{}", of_resnet(rest)?),
+            _ => return None,
+        });
     }
     let numbered = |prefix: &str| {
         let (number, rest) = name.strip_prefix(prefix)?.split_once('_')?;
-        Some((number.parse::<usize>().ok()?, rest.strip_prefix("1_")?))
+        let (part, rest) = rest.split_once('_')?;
+        Some((number.parse::<usize>().ok()?, part, rest))
     };
-    if let Some((number, rest)) = numbered("input_blocks_") {
+    if let Some((number, part, rest)) = numbered("input_blocks_") {
         let (stage, block) = (number.checked_sub(1)? / 3, (number - 1) % 3);
-        return (block < 2).then(|| format!("down_blocks_{stage}_attentions_{block}_{rest}"));
+        let in_stage = match (block, part, rest) {
+            (2, "0", "op") => "downsamplers_0_conv".to_owned(),
+            (0 | 1, "0", _) => format!("resnets_{block}_{}", of_resnet(rest)?),
+            (0 | 1, "1", _) => format!("attentions_{block}_{rest}"),
+            _ => return None,
+        };
+        return Some(format!("down_blocks_{stage}_{in_stage}"));
     }
-    let (number, rest) = numbered("output_blocks_")?;
-    Some(format!("up_blocks_{}_attentions_{}_{rest}", number / 3, number % 3))
+    let (number, part, rest) = numbered("output_blocks_")?;
+    let (stage, block) = (number / 3, number % 3);
+    let in_stage = match (part, rest) {
+        ("1" | "2", "conv") => "upsamplers_0_conv".to_owned(),
+        ("0", _) => format!("resnets_{block}_{}", of_resnet(rest)?),
+        ("1", _) => format!("attentions_{block}_{rest}"),
+        _ => return None,
+    };
+    Some(format!("up_blocks_{stage}_{in_stage}"))
+}
+
+/// diffusers' name for a layer of a residual block.
+fn of_resnet(name: &str) -> Option<&'static str> {
+    Some(match name {
+        "in_layers_2" => "conv1",
+        "emb_layers_1" => "time_emb_proj",
+        "out_layers_3" => "conv2",
+        "skip_connection" => "conv_shortcut",
+        _ => return None,
+    })
 }
 
 pub(super) fn write(path: &Path, adapter: &Adapter) -> Result<()> {

@@ -104,7 +104,7 @@ fn parse(key: &str) -> Option<Parsed> {
 /// Strict: a key of no known scheme, or of another scheme than the rest, a missing factor, a shape that does not
 /// fit, a rank other than the file's own settings say, a value that is not finite; each names the key.
 pub fn read(path: impl AsRef<Path>) -> Result<(Adapter, Format)> {
-    let path = tensor_path(path.as_ref());
+    let path = weights_file(path);
     let file = TensorFile::open(&path)?;
     let names: Vec<String> = file.names().map(str::to_owned).collect();
     let (format, parsed) = recognize(&path, &names)?;
@@ -152,8 +152,9 @@ pub fn write(path: impl AsRef<Path>, adapter: &Adapter, format: Format) -> Resul
     }
 }
 
-/// The tensor file that `path` means: itself, or the one in a folder.
-fn tensor_path(path: &Path) -> PathBuf {
+/// The file with the tensors that [`read`] reads for `path`: itself, or the one in a folder.
+pub fn weights_file(path: impl AsRef<Path>) -> PathBuf {
+    let path = path.as_ref();
     const NAMES: [&str; 4] = [
         "adapter_model.safetensors",
         "adapter_model.bin",
@@ -243,8 +244,12 @@ fn read_module(
     let missing = |missing| LoraError::MissingFactor { module: module.to_string(), missing };
     let a_key = keys.a.as_ref().ok_or_else(|| missing("A (down)"))?;
     let b_key = keys.b.as_ref().ok_or_else(|| missing("B (up)"))?;
-    let ([rank, in_features], a) = read_factor(file, a_key, "[rank, in] or [rank, in, 1, 1]", None)?;
-    let ([out_features, _], b) = read_factor(file, b_key, &format!("[out, {rank}]"), Some(rank))?;
+    let ([rank, in_features], kernel, a) =
+        read_factor(file, a_key, "[rank, in] or [rank, in, kernel, kernel]", |_, _| true)?;
+    // B of a convolution has one pixel, and four dimensions as A has, or two.
+    let of_b = |columns, kernel: Option<[usize; 2]>| columns == rank && matches!(kernel, None | Some([1, 1]));
+    let ([out_features, _], _, b) =
+        read_factor(file, b_key, &format!("[out, {rank}] or [out, {rank}, 1, 1]"), of_b)?;
     let mut alpha = rank as f64;
     if let Some(settings) = settings {
         let (expected, of_settings) = settings.of(module.name.as_str());
@@ -261,34 +266,38 @@ fn read_module(
     if let Some(key) = &keys.alpha {
         alpha = read_scalar(file, key)?;
     }
-    Ok(LoraWeights { rank, in_features, out_features, alpha, a, b })
+    Ok(LoraWeights { rank, in_features, out_features, kernel, alpha, a, b })
 }
 
-/// A factor as a matrix: two dimensions, or four with the last two 1; `columns` many columns if that is known.
+/// A factor's `[rows, columns]`, its kernel if it has four dimensions, and its values.
+type FactorData = ([usize; 2], Option<[usize; 2]>, Vec<f32>);
+
+/// Reads a factor of two dimensions or four; `fits` says what columns and kernel may be.
 fn read_factor(
     file: &TensorFile,
     key: &str,
     expected: &str,
-    columns: Option<usize>,
-) -> Result<([usize; 2], Vec<f32>)> {
+    fits: impl FnOnce(usize, Option<[usize; 2]>) -> bool,
+) -> Result<FactorData> {
     let tensor = file.read(key)?;
     let wrong = || LoraError::FactorShape {
         key: key.to_owned(),
         expected: expected.to_owned(),
         found: tensor.shape.clone(),
     };
-    let shape = match tensor.shape[..] {
-        [rows, width] | [rows, width, 1, 1] if rows > 0 && width > 0 => [rows, width],
+    let (shape, kernel) = match tensor.shape[..] {
+        [rows, columns] => ([rows, columns], None),
+        [rows, columns, height, width] => ([rows, columns], Some([height, width])),
         _ => return Err(wrong()),
     };
-    if columns.is_some_and(|columns| columns != shape[1]) {
+    if tensor.shape.contains(&0) || !fits(shape[1], kernel) {
         return Err(wrong());
     }
     let values = tensor.to_f32()?;
     if !values.iter().all(|value| value.is_finite()) {
         return Err(LoraError::NotFinite { what: key.to_owned() });
     }
-    Ok((shape, values))
+    Ok((shape, kernel, values))
 }
 
 fn read_scalar(file: &TensorFile, key: &str) -> Result<f64> {
@@ -322,9 +331,14 @@ fn tensors(
 ) -> Result<Contents> {
     let mut tensors = Vec::new();
     for (module, weights) in &adapter.modules {
-        let [rank, input, out] = [weights.rank, weights.in_features, weights.out_features];
-        tensors.push((name(module, Factor::A)?, RawTensor::from_f32(vec![rank, input], weights.a.clone())));
-        tensors.push((name(module, Factor::B)?, RawTensor::from_f32(vec![out, rank], weights.b.clone())));
+        let (mut a, mut b) =
+            (vec![weights.rank, weights.in_features], vec![weights.out_features, weights.rank]);
+        if let Some(kernel) = weights.kernel {
+            a.extend(kernel);
+            b.extend([1, 1]);
+        }
+        tensors.push((name(module, Factor::A)?, RawTensor::from_f32(a, weights.a.clone())));
+        tensors.push((name(module, Factor::B)?, RawTensor::from_f32(b, weights.b.clone())));
         if with_alpha {
             tensors.push((
                 name(module, Factor::Alpha)?,

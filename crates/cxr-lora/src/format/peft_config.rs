@@ -193,6 +193,7 @@ mod tests {
             rank,
             in_features: 1,
             out_features: 1,
+            kernel: None,
             alpha,
             a: vec![1.0; rank],
             b: vec![1.0; rank],

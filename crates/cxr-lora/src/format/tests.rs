@@ -102,10 +102,34 @@ fn block_names_of_the_original_code() {
             assert_eq!((format, module), (Format::KohyaLdm, format!("unet.{diffusers}_{tail}")));
         }
     }
-    // No attention: the convolution at the entry, a downsampler, a residual block.
-    for other in
-        ["input_blocks_0_1_x", "input_blocks_3_1_x", "input_blocks_1_0_in_layers_2", "input_blocks_x_1_y"]
-    {
+    // Residual blocks, what changes the size, and what stands around the blocks.
+    let names = [
+        ("input_blocks_0_0", "conv_in"),
+        ("input_blocks_1_0_in_layers_2", "down_blocks_0_resnets_0_conv1"),
+        ("input_blocks_3_0_op", "down_blocks_0_downsamplers_0_conv"),
+        ("input_blocks_4_0_skip_connection", "down_blocks_1_resnets_0_conv_shortcut"),
+        ("input_blocks_11_0_out_layers_3", "down_blocks_3_resnets_1_conv2"),
+        ("middle_block_0_emb_layers_1", "mid_block_resnets_0_time_emb_proj"),
+        ("middle_block_2_in_layers_2", "mid_block_resnets_1_conv1"),
+        ("output_blocks_2_1_conv", "up_blocks_0_upsamplers_0_conv"),
+        ("output_blocks_5_2_conv", "up_blocks_1_upsamplers_0_conv"),
+        ("output_blocks_11_0_skip_connection", "up_blocks_3_resnets_2_conv_shortcut"),
+        ("time_embed_0", "time_embedding_linear_1"),
+        ("time_embed_2", "time_embedding_linear_2"),
+        ("out_2", "conv_out"),
+    ];
+    for (ldm, diffusers) in names {
+        let (format, module, _) = parsed(&format!("lora_unet_{ldm}.lora_down.weight"));
+        assert_eq!((format, module), (Format::KohyaLdm, format!("unet.{diffusers}")));
+    }
+    // Nothing of that network.
+    for other in [
+        "input_blocks_0_1_x",
+        "input_blocks_3_1_x",
+        "input_blocks_1_0_norm",
+        "input_blocks_x_1_y",
+        "middle_block_3_x",
+    ] {
         let (format, module, _) = parsed(&format!("lora_unet_{other}.alpha"));
         assert_eq!((format, module), (Format::Kohya, format!("unet.{other}")));
     }

@@ -53,6 +53,7 @@ fn of_two_components() -> Adapter {
         rank,
         in_features,
         out_features,
+        kernel: None,
         alpha,
         a: stream.normals(rank * in_features),
         b: stream.normals(out_features * rank),
@@ -107,6 +108,15 @@ fn the_same_adapter_from_peft_diffusers_and_kohya() {
     }
     assert_eq!(cxr_lora::load_adapter(&mut model, &kohya, 1.0).unwrap(), 16);
     assert_close("kohya", &values(model.output(&fixture)), &fixture.values("output.adapted"), 1e-5);
+}
+
+#[test]
+fn pickled_files_of_pytorch() {
+    // A `.bin` has no header, so that alpha is the rank.
+    let (diffusers, format) = read(path("diffusers.bin")).unwrap();
+    assert_eq!((diffusers, format), (with_alpha_of_rank(pefts()), Format::Diffusers));
+    let kohya = read(path("kohya.safetensors")).unwrap();
+    assert_eq!(read(path("kohya.pt")).unwrap(), kohya);
 }
 
 #[test]
@@ -255,6 +265,7 @@ fn convolutions_of_one_pixel_half_values_and_a_missing_alpha() {
         rank: 2,
         in_features: 3,
         out_features: 4,
+        kernel: Some([1, 1]),
         alpha,
         a: a.to_f32().unwrap(),
         b: b.to_f32().unwrap(),

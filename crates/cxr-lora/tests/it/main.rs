@@ -1,11 +1,14 @@
-//! Adapters on a small model: against PEFT, through files, mixed, merged, and refused.
+//! Adapters on small models: against PEFT, through files, mixed, merged, and refused.
 
 mod adapters;
+mod convolutions;
+mod dropout;
 mod files;
 mod merging;
 mod peft;
 mod published;
 mod refused;
+mod round_trips;
 mod toy;
 
 use std::path::{Path, PathBuf};

@@ -186,7 +186,8 @@ fn files_that_are_not_whole() {
         })
     };
     assert_names(&shaped(b, vec![8, 2]), &[b, "[8, 2]", "[out, 3]"]);
-    assert_names(&shaped(a, vec![3, 8, 3, 3]), &[a, "[3, 8, 3, 3]"]);
+    assert_names(&shaped(b, vec![8, 3, 3, 3]), &[b, "[8, 3, 3, 3]"]);
+    assert_names(&shaped(a, vec![3, 8, 3]), &[a, "[3, 8, 3]"]);
     assert_names(&shaped(a, vec![24]), &[a, "[24]"]);
     assert_names(&shaped(a, vec![0, 8]), &[a, "[0, 8]"]);
     let error = refuses_to_read(&[], |tensors| {

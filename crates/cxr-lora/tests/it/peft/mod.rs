@@ -1,6 +1,6 @@
 //! What `generate.py` wrote with PEFT and diffusers, and the comparison with it.
 
-mod parity;
+pub(crate) mod parity;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -18,8 +18,14 @@ pub(crate) fn path(name: &str) -> PathBuf {
 pub(crate) struct Fixture(TensorFile);
 
 impl Fixture {
+    /// Of the model of attentions.
     pub(crate) fn open() -> Self {
         Self(TensorFile::open(path("fixture.safetensors")).unwrap())
+    }
+
+    /// Of the model of convolutions.
+    pub(crate) fn convolutions() -> Self {
+        Self(TensorFile::open(path("convolutions_fixture.safetensors")).unwrap())
     }
 
     pub(crate) fn data(&self, name: &str) -> TensorData {

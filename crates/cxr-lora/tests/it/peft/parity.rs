@@ -1,5 +1,7 @@
 //! The same numbers as PEFT's.
 
+use std::collections::BTreeMap;
+
 use burn::backend::Autodiff;
 use burn::module::{AutodiffModule, Module};
 use burn::optim::{AdamWConfig, GradientsParams, Optimizer};
@@ -14,6 +16,9 @@ use crate::{assert_close, relative, values};
 
 /// One operation's rounding is 6e-8; the model has some twenty of them in a row.
 const BAR: f64 = 1e-5;
+
+/// AdamW's first steps are the signs of gradients, and where one is next to zero its rounding shows.
+const CHANGE_BAR: f64 = 1e-4;
 
 /// The fixture's adapter has alpha / rank = 2 on 15 layers and 1 / 2 on one.
 fn adapter() -> Adapter {
@@ -94,24 +99,37 @@ fn ten_steps_of_adamw() {
         let gradients = GradientsParams::from_grads(loss.backward(), &model);
         model = optimizer.step(1e-2, model, gradients);
     }
-    let mut worst = 0.0_f64;
-    let mut compared = 0;
-    let (trained, start) = (fixture.factors("trained."), adapted::<Flex>(&fixture));
-    let starts = factors(&start);
-    for (name, values) in factors(&model.valid()) {
-        let error = relative(&values, &trained[&name]);
-        worst = worst.max(error);
-        assert!(error <= BAR, "{name}: relative error {error:e}");
-        assert!(relative(&starts[&name], &trained[&name]) > 1e-2, "{name} has hardly moved");
-        compared += 1;
-    }
-    assert_eq!(compared, trained.len());
-    println!("worst of {compared} factors: relative error {worst:.1e}");
+    let (before_training, after) = (factors(&adapted::<Flex>(&fixture)), factors(&model.valid()));
+    compare_changes(&before_training, &after, &fixture.factors("trained."));
     assert_eq!(frozen(&model), before, "the base moved");
 }
 
-fn factors<M: Module<Flex>>(model: &M) -> std::collections::BTreeMap<String, Vec<f32>> {
-    let mut found = std::collections::BTreeMap::new();
+/// What training changed, after minus before, of A and B apart: an error in it is many times larger, relatively, than
+/// in the factors themselves.
+pub(crate) fn compare_changes(
+    before: &BTreeMap<String, Vec<f32>>,
+    after: &BTreeMap<String, Vec<f32>>,
+    expected: &BTreeMap<String, Vec<f32>>,
+) {
+    assert!(after.keys().eq(expected.keys()));
+    let change = |after: &[f32], before: &[f32]| -> Vec<f32> {
+        after.iter().zip(before).map(|(after, before)| after - before).collect()
+    };
+    for factor in [".lora_a", ".lora_b"] {
+        let mut worst = 0.0_f64;
+        for (name, after) in after.iter().filter(|(name, _)| name.ends_with(factor)) {
+            let (before, expected) = (&before[name], &expected[name]);
+            let error = relative(&change(after, before), &change(expected, before));
+            worst = worst.max(error);
+            assert!(error <= CHANGE_BAR, "change of {name}: relative error {error:e}");
+            assert!(relative(before, expected) > 1e-2, "{name} has hardly moved");
+        }
+        println!("worst change of {factor}: relative error {worst:.1e}");
+    }
+}
+
+pub(crate) fn factors<M: Module<Flex>>(model: &M) -> BTreeMap<String, Vec<f32>> {
+    let mut found = BTreeMap::new();
     parameters::read::<Flex, _>(model, |name, data| {
         if name.contains(".adapters.") {
             found.insert(name.to_owned(), data.to_vec().unwrap());
