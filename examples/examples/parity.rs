@@ -13,6 +13,8 @@ use cxr::kernels::{DiffusionAutodiff, DiffusionBackend};
 use cxr::ldm::pipeline::{LoadOptions, ModelSource};
 use cxr::ldm::scheduler::{NoiseSchedule, NoiseScheduleConfig, Sampler, Steps, sample};
 use cxr::ldm::weights::ModelFiles;
+use cxr::lora::{self, Adaptable, TEXT_ENCODER, UNET};
+use cxr_examples::arguments::Lora;
 use cxr_examples::backend::{DtypeArg, Job, RunArgs, exit, run};
 
 /// Runs one component of a model on the tensors of a safetensors file, and writes what it makes of them.
@@ -47,6 +49,9 @@ struct Args {
     /// Denoising steps, for the component scheduler.
     #[arg(long, value_name = "N", default_value_t = 30)]
     steps: usize,
+    /// Adapter for the components text and unet, and how much of it is added, 1 unless given; repeat it to add several.
+    #[arg(long, value_name = "FILE[:SCALE]")]
+    lora: Vec<Lora>,
     /// Dtype of weights and activations.
     #[arg(long, default_value = "f32")]
     dtype: DtypeArg,
@@ -111,7 +116,8 @@ impl Parity {
                 inputs.check(ids.dims()[1] <= config.max_position_embeddings, "input_ids", || {
                     format!("[n, {}] at most", config.max_position_embeddings)
                 })?;
-                let text = files.load_text::<B>(&options, device)?;
+                let mut text = files.load_text::<B>(&options, device)?;
+                self.adapt(&mut text, TEXT_ENCODER)?;
                 vec![("last_hidden_state", raw(text.forward(ids)))]
             }
             Component::Unet => {
@@ -129,7 +135,8 @@ impl Parity {
                     || format!("[{n}, 77, {}]", config.cross_attention_dim),
                 )?;
                 inputs.check(timesteps.dims()[0] == n, "timestep", || format!("[{n}]"))?;
-                let unet = files.load_unet::<B>(&options, device)?;
+                let mut unet = files.load_unet::<B>(&options, device)?;
+                self.adapt(&mut unet, UNET)?;
                 let context = unet.prepare(context);
                 vec![("sample", raw(unet.forward(sample, timesteps, &context)))]
             }
@@ -154,6 +161,17 @@ impl Parity {
             }
             Component::Scheduler => bail!("the scheduler is no network"),
         })
+    }
+
+    /// Adds the part of the adapters that is for this component.
+    fn adapt<B: Backend, M: Adaptable<B>>(&self, model: &mut M, component: &str) -> Result<()> {
+        for (index, Lora { file, scale }) in self.0.lora.iter().enumerate() {
+            let (mut adapter, _format) = lora::read(file).context("--lora")?;
+            adapter.modules.retain(|key, _| key.component == component);
+            lora::load_named(&mut [(component, model)], &adapter, &index.to_string(), *scale)
+                .with_context(|| format!("--lora {}", file.display()))?;
+        }
+        Ok(())
     }
 
     fn scheduler<B: Backend>(&self, inputs: &Inputs<'_>, device: &B::Device) -> Result<Outputs> {

@@ -136,7 +136,7 @@ impl Job for Pretrain {
 
         let folder = args.out.join("model");
         let model = model.valid();
-        save_folder(&folder, &config, &model.text_encoder, &model.unet, &vae.valid(), SaveDtype::F16)?;
+        save_folder(&folder, &config, &model.text_encoder, &model.unet, &vae.valid(), None, SaveDtype::F16)?;
         let count = |(all, _): (usize, usize)| all;
         let log = json!({
             "command": args.command(),

@@ -1,5 +1,6 @@
 //! What the example programs share.
 
+pub mod arguments;
 pub mod backend;
 pub mod demo;
 pub mod progress;

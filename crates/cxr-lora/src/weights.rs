@@ -116,6 +116,22 @@ impl ModuleName {
     }
 }
 
+impl ModuleName {
+    /// The name that the module has in published models.
+    ///
+    /// transformers 5 took the part `text_model` out of CLIP's text encoder; its weights' files still have it.
+    pub(crate) fn published(self, component: &str) -> Self {
+        let restore = |name: String, without: &str, separator: char| match component == TEXT_ENCODER {
+            true if name.starts_with(without) => format!("text_model{separator}{name}"),
+            _ => name,
+        };
+        match self {
+            Self::Path(name) => Self::Path(restore(name, "encoder.layers.", '.')),
+            Self::Flattened(name) => Self::Flattened(restore(name, "encoder_layers_", '_')),
+        }
+    }
+}
+
 /// One module of an adapter: of which component, under which name.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ModuleKey {
@@ -144,8 +160,10 @@ impl std::fmt::Display for ModuleKey {
 pub struct Provenance {
     /// SHA-256 of the base model's weights.
     pub base_model: Option<String>,
-    /// SHA-256 of the data and its split.
+    /// SHA-256 of the data: of its list of pairs.
     pub dataset: Option<String>,
+    /// SHA-256 of the file that says which of them are trained on.
+    pub split: Option<String>,
     /// Rank it was trained with.
     pub rank: Option<usize>,
     /// Alpha it was trained with.
@@ -186,7 +204,8 @@ impl Adapter {
     #[must_use]
     pub fn with_component(self, component: &str) -> Self {
         let rename = |(key, weights): (ModuleKey, LoraWeights)| {
-            (ModuleKey { component: component.to_owned(), ..key }, weights)
+            let name = key.name.published(component);
+            (ModuleKey { component: component.to_owned(), name }, weights)
         };
         Self { modules: self.modules.into_iter().map(rename).collect(), ..self }
     }

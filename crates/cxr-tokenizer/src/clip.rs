@@ -11,7 +11,7 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::sequence::Sequence as PreTokenizers;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::tokenizer::SplitDelimiterBehavior;
-use tokenizers::{AddedToken, Tokenizer};
+use tokenizers::{AddedToken, Model, Tokenizer};
 
 use crate::vocabulary::{self, MERGES_TXT, VOCAB_JSON};
 
@@ -105,6 +105,38 @@ impl ClipTokenizer {
         let (vocab, merges) = vocabulary::split_tokenizer_json(&text)
             .map_err(|problem| TokenizerError::Vocabulary { path: path.to_path_buf(), problem })?;
         Self::from_texts((path, &vocab), (path, &merges))
+    }
+
+    /// Writes the vocabulary into a folder that exists, as `vocab.json`, `merges.txt` and the two files of settings
+    /// that transformers wants beside them, under published models' names.
+    ///
+    /// # Errors
+    /// If a file cannot be written.
+    pub fn save(&self, folder: &Path) -> Result<(), TokenizerError> {
+        let error = |source| TokenizerError::File { path: folder.to_path_buf(), source };
+        self.tokenizer
+            .get_model()
+            .save(folder, None)
+            .map_err(|source| error(std::io::Error::other(source)))?;
+        let token = |content: &str| {
+            serde_json::json!({
+                "content": content, "lstrip": false, "normalized": true, "rstrip": false, "single_word": false,
+            })
+        };
+        let special = serde_json::json!({
+            "bos_token": token(BEGIN), "eos_token": token(END), "unk_token": token(END), "pad_token": END,
+        });
+        let mut config = serde_json::json!({
+            "tokenizer_class": "CLIPTokenizer", "do_lower_case": true, "errors": "replace",
+            "add_prefix_space": false, "model_max_length": LENGTH,
+        });
+        if let (Some(config), Some(special)) = (config.as_object_mut(), special.as_object()) {
+            config.extend(special.clone());
+        }
+        for (name, json) in [("special_tokens_map.json", special), ("tokenizer_config.json", config)] {
+            std::fs::write(folder.join(name), format!("{json:#}\n")).map_err(error)?;
+        }
+        Ok(())
     }
 
     /// The ids of a text, cut or padded to [`LENGTH`].

@@ -193,3 +193,30 @@ fn threads_agree() {
         }
     });
 }
+
+#[test]
+fn what_is_saved_is_the_same_vocabulary() {
+    let folder = tempfile::tempdir().unwrap();
+    let tokenizer = ClipTokenizer::embedded();
+    tokenizer.save(folder.path()).unwrap();
+    let read = |name: &str| std::fs::read_to_string(folder.path().join(name)).unwrap();
+    let json = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
+    assert_eq!(json(&read("vocab.json")), json(VOCAB_JSON));
+    let merges = |text: &str| {
+        text.lines()
+            .filter(|line| !line.starts_with("#version") && !line.is_empty())
+            .map(str::to_owned)
+            .collect()
+    };
+    let (found, expected): (Vec<String>, Vec<String>) = (merges(&read("merges.txt")), merges(MERGES_TXT));
+    assert!(found == expected, "{} and {} merges", found.len(), expected.len());
+    assert_eq!(json(&read("tokenizer_config.json"))["tokenizer_class"], "CLIPTokenizer");
+    assert_eq!(json(&read("special_tokens_map.json"))["eos_token"]["content"], "<|endoftext|>");
+
+    let again = ClipTokenizer::from_files(folder.path().join("vocab.json"), folder.path().join("merges.txt"))
+        .unwrap();
+    for (text, _) in reference() {
+        assert_eq!(again.encode(&text), tokenizer.encode(&text), "{text:?}");
+    }
+    assert!(matches!(tokenizer.save(Path::new("/nonexistent/folder")), Err(TokenizerError::File { .. })));
+}

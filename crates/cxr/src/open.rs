@@ -39,6 +39,12 @@ pub trait Synthesizer: fmt::Debug + Send + Sync {
     /// The adapters, in the order in which they were loaded.
     fn lora(&self) -> &[LoraUse];
 
+    /// Adds the adapters into the weights for good; returns how many layers changed.
+    ///
+    /// # Errors
+    /// As [`StableDiffusion::fuse_lora`].
+    fn fuse_lora(&mut self) -> Result<usize, Error>;
+
     /// Makes the pictures.
     ///
     /// # Errors
@@ -174,6 +180,10 @@ impl<B: DiffusionBackend> Synthesizer for OnDevice<B> {
 
     fn lora(&self) -> &[LoraUse] {
         self.pipeline.lora()
+    }
+
+    fn fuse_lora(&mut self) -> Result<usize, Error> {
+        Ok(self.pipeline.fuse_lora()?)
     }
 
     fn generate_with(

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use burn::module::AutodiffModule;
-use cxr::core::hash::sha256_file;
+use cxr::core::hash::{sha256_file, sha256_hex};
 use cxr::core::progress::Progress;
 use cxr::kernels::nn::parameters;
 use cxr::kernels::{DiffusionAutodiff, DiffusionBackend};
@@ -57,9 +57,9 @@ pub(crate) fn finetune<B: DiffusionAutodiff>(
     let folder = args.out.join("lora");
     std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let parts = ModelFolder::open(model)?.load::<B>(&LoadOptions::default(), device)?;
-    let dataset = sha256_file(args.out.join("data/split.json"))?;
+    let split = sha256_file(args.out.join("data/split.json"))?;
     let key = stage::key(&json!({
-        "model": parts.hash, "dataset": dataset, "rank": args.rank, "steps": args.lora_steps,
+        "model": parts.hash, "split": split, "rank": args.rank, "steps": args.lora_steps,
         "batch": args.lora_batch, "rate": args.lora_rate, "dropout": args.caption_dropout, "seed": args.seed,
     }))?;
     let record = folder.join("done.json");
@@ -79,7 +79,7 @@ pub(crate) fn finetune<B: DiffusionAutodiff>(
     let layers = lora::attach(&mut unet, &LoraConfig::new(args.rank), args.seed)?;
     let trainable = parameters::count(&unet).1;
     let model_hash = parts.hash.clone();
-    let objective = objective::<B>(args, data, parts, &dataset, device, progress)?;
+    let objective = objective::<B>(args, data, parts, &split, device, progress)?;
     let config = TrainConfig {
         steps: args.lora_steps,
         batch_size: args.lora_batch,
@@ -100,7 +100,8 @@ pub(crate) fn finetune<B: DiffusionAutodiff>(
     let mut adapter = lora::export(&unet.valid(), NAME, UNET)?;
     adapter.provenance = Provenance {
         base_model: Some(model_hash.clone()),
-        dataset: Some(dataset),
+        dataset: Some(sha256_hex(&serde_json::to_vec(&data.collection.metadata_rows())?)),
+        split: Some(split),
         rank: Some(args.rank),
         alpha: Some(args.rank as f64),
         targets: Some(LoraConfig::new(args.rank).targets.to_string()),
@@ -122,7 +123,7 @@ fn objective<B: DiffusionAutodiff>(
     args: &Args,
     data: &Thumbnails,
     parts: ModelParts<B>,
-    dataset: &str,
+    split: &str,
     device: &B::Device,
     progress: &dyn Progress,
 ) -> Result<Diffusion<B, UNet2dCondition<B>>> {
@@ -154,7 +155,7 @@ fn objective<B: DiffusionAutodiff>(
         weight: SnrWeight::Uniform,
         dropout: args.caption_dropout,
         unconditional,
-        fingerprint: format!("{} {}", pipeline.parts().hash, dataset),
+        fingerprint: format!("{} {}", pipeline.parts().hash, split),
         device: device.clone(),
     })
 }

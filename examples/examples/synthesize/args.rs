@@ -1,7 +1,7 @@
 //! The command line, and what can be checked of it without a model.
 
 use std::num::NonZeroUsize;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
@@ -9,6 +9,7 @@ use cxr::Synthesizer;
 use cxr::ldm::pipeline::{InitialImage, LoadOptions, PngColor, Request};
 use cxr::ldm::scheduler::Sampler;
 use cxr::tokenizer::{ClipTokenizer, LENGTH};
+use cxr_examples::arguments::Lora;
 use cxr_examples::backend::{DtypeArg, RunArgs};
 use cxr_examples::demo;
 use cxr_examples::progress::Terminal;
@@ -146,28 +147,6 @@ impl std::str::FromStr for Interval {
             Some((low, high)) if 0.0 <= low && low <= high => Ok(Self { low, high }),
             _ => Err("expected two noise levels, the lower first, e.g. 0.3:5".into()),
         }
-    }
-}
-
-#[derive(Debug, Clone)]
-pub(crate) struct Lora {
-    pub(crate) file: PathBuf,
-    pub(crate) scale: f64,
-}
-
-impl std::str::FromStr for Lora {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let scaled = text.rsplit_once(':').and_then(|(file, scale)| Some((file, scale.parse::<f64>().ok()?)));
-        // a file may have a colon and a number in its name
-        let (file, scale) = scaled.filter(|_| !Path::new(text).exists()).unwrap_or((text, 1.0));
-        if file.is_empty() || !scale.is_finite() {
-            return Err(
-                "expected a file, or a file, a colon and a number, e.g. cxr.safetensors:0.8".to_string()
-            );
-        }
-        Ok(Self { file: file.into(), scale })
     }
 }
 

@@ -142,13 +142,14 @@ impl<B: Backend> StableDiffusion<B> {
         Ok(merged.map_or(0, |merged| merged.layers()) + of_text)
     }
 
-    /// Writes the model, without adapters, as a diffusers folder.
+    /// Writes the model, without adapters and with its vocabulary, as a diffusers folder.
     ///
     /// # Errors
     /// As [`save_folder`].
     pub fn save(&self, path: impl AsRef<Path>, dtype: SaveDtype) -> Result<(), Error> {
         let parts = &self.parts;
-        save_folder(path.as_ref(), &parts.config, &parts.text, &parts.unet, &parts.vae, dtype)
+        let (path, tokenizer) = (path.as_ref(), Some(&parts.tokenizer));
+        save_folder(path, &parts.config, &parts.text, &parts.unet, &parts.vae, tokenizer, dtype)
     }
 
     /// The parts.

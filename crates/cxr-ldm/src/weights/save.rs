@@ -8,6 +8,7 @@ use burn::tensor::backend::Backend;
 use cxr_core::atomic::AtomicDir;
 use cxr_core::tensor_file::{RawTensor, write_safetensors};
 use cxr_kernels::nn::parameters;
+use cxr_tokenizer::ClipTokenizer;
 
 use super::load::F16_MAX;
 use super::names::{Component, published};
@@ -31,19 +32,21 @@ pub enum SaveDtype {
 
 /// Writes a diffusers folder, which this crate and diffusers load.
 ///
-/// Only base weights are written: adapters are not (they have files of their own), nor is the vocabulary, so that a
-/// model with another than CLIP's needs its folder `tokenizer` copied. The folder appears whole or not at all, in the
-/// place of an older model.
+/// Only base weights are written: adapters are not, they have files of their own. Without `tokenizer` the vocabulary is
+/// not written either: this crate has CLIP's, and diffusers has to be given it. The folder appears whole or not at
+/// all, in the place of an older model.
 ///
 /// # Errors
 /// [`Error::NotFinite`] naming a tensor with a NaN or an infinity, or one that the dtype cannot hold; [`Error::Folder`]
-/// if something other than a model is in that place; [`Error::Io`] and [`Error::TensorFile`] if writing fails.
+/// if something other than a model is in that place; [`Error::Io`], [`Error::TensorFile`] and [`Error::Tokenizer`] if
+/// writing fails.
 pub fn save_folder<B: Backend>(
     path: &Path,
     config: &ModelConfig,
     text: &ClipTextModel<B>,
     unet: &UNet2dCondition<B>,
     vae: &AutoencoderKl<B>,
+    tokenizer: Option<&ClipTokenizer>,
     dtype: SaveDtype,
 ) -> Result<(), Error> {
     let io = |source| Error::Io { path: path.to_path_buf(), source };
@@ -62,7 +65,12 @@ pub fn save_folder<B: Backend>(
     write("unet/config.json", config.unet.to_json())?;
     write("vae/config.json", config.vae.to_json())?;
     write("scheduler/scheduler_config.json", pretty(&config.schedule))?;
-    write("model_index.json", pretty(&model_index(&config.schedule.class_name)))?;
+    write("model_index.json", pretty(&model_index(&config.schedule.class_name, tokenizer.is_some())))?;
+    if let Some(tokenizer) = tokenizer {
+        let folder = root.join("tokenizer");
+        std::fs::create_dir(&folder).map_err(io)?;
+        tokenizer.save(&folder)?;
+    }
     save_module(root, Component::TextEncoder, text, dtype)?;
     save_module(root, Component::Unet, unet, dtype)?;
     save_module(root, Component::Vae, vae, dtype)?;
@@ -117,7 +125,7 @@ fn is_adapter(path: &str) -> bool {
     path.split('.').any(|part| part == "adapters")
 }
 
-fn model_index(scheduler: &str) -> serde_json::Value {
+fn model_index(scheduler: &str, tokenizer: bool) -> serde_json::Value {
     serde_json::json!({
         "_class_name": "StableDiffusionPipeline",
         "feature_extractor": [null, null],
@@ -125,8 +133,7 @@ fn model_index(scheduler: &str) -> serde_json::Value {
         "safety_checker": [null, null],
         "scheduler": ["diffusers", scheduler],
         "text_encoder": ["transformers", "CLIPTextModel"],
-        // CLIP's vocabulary is not copied: this crate has it, diffusers is given it by the caller
-        "tokenizer": [null, null],
+        "tokenizer": if tokenizer { ["transformers", "CLIPTokenizer"].map(Some) } else { [None; 2] },
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
     })

@@ -24,7 +24,8 @@ pub(super) fn parse(key: &str) -> Option<Parsed> {
         Some(name) => (Format::KohyaLdm, name),
         None => (Format::Kohya, name.to_owned()),
     };
-    let module = ModuleKey { component: component.to_owned(), name: ModuleName::Flattened(name) };
+    let name = ModuleName::Flattened(name).published(component);
+    let module = ModuleKey { component: component.to_owned(), name };
     Some(Parsed { format, module, factor })
 }
 

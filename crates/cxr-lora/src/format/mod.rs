@@ -82,7 +82,8 @@ struct Parsed {
 
 impl Parsed {
     fn path(format: Format, component: &str, path: &str, factor: Factor) -> Self {
-        Self { format, module: ModuleKey::path(component, path), factor }
+        let name = ModuleName::Path(path.to_owned()).published(component);
+        Self { format, module: ModuleKey { component: component.to_owned(), name }, factor }
     }
 }
 

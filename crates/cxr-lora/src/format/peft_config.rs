@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::weights::Adapter;
+use crate::weights::{Adapter, TEXT_ENCODER};
 use crate::{LoraError, Result};
 
 /// The entries of PEFT's `LoraConfig` that say what the factors mean.
@@ -69,7 +69,13 @@ impl PeftConfig {
             .modules
             .iter()
             .filter(|(key, _)| key.component == component)
-            .map(|(key, weights)| (key.name.as_str().to_owned(), weights.rank, weights.alpha))
+            .map(|(key, weights)| {
+                // Names are matched by their ends, and transformers 5 has the text encoder's without this start.
+                let name = key.name.as_str();
+                let name =
+                    name.strip_prefix("text_model.").filter(|_| component == TEXT_ENCODER).unwrap_or(name);
+                (name.to_owned(), weights.rank, weights.alpha)
+            })
             .collect();
         let r = most_common(modules.iter().map(|(_, rank, _)| *rank as u64)) as usize;
         let lora_alpha = f64::from_bits(most_common(modules.iter().map(|(_, _, alpha)| alpha.to_bits())));
@@ -183,6 +189,26 @@ mod tests {
         assert!(error.contains("regular expression") && error.contains(".*to_q"), "{error}");
         assert!(base("r", json!("four")).contains("test: "));
         assert!(config(json!({"r": 4})).unwrap_err().to_string().contains("lora_alpha"));
+    }
+
+    /// Whether a model has the text encoder's names with `text_model` or without: the settings match by their ends.
+    #[test]
+    fn a_text_encoders_settings_fit_both_of_its_spellings() {
+        let path = "text_model.encoder.layers.1.mlp.fc1";
+        let weights = LoraWeights {
+            rank: 2,
+            in_features: 1,
+            out_features: 1,
+            kernel: None,
+            alpha: 0.5,
+            a: vec![1.0; 2],
+            b: vec![1.0; 2],
+        };
+        let modules = [(ModuleKey::path(TEXT_ENCODER, path), weights)];
+        let adapter = Adapter { modules: modules.into(), ..Adapter::default() };
+        let json = PeftConfig::describe(&adapter, TEXT_ENCODER).to_json().unwrap();
+        assert_eq!(json["target_modules"], json!(["encoder.layers.1.mlp.fc1"]));
+        assert_eq!(config(json.into()).unwrap().of(path), (2, 0.5));
     }
 
     /// One module's path ends like another's, with another rank: a pattern alone would match both.

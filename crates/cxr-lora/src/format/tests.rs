@@ -28,6 +28,14 @@ fn every_scheme_is_told_from_the_others() {
         (format!("unet.{DOWN}.attn1.to_q.lora_A.weight"), Diffusers, to_q.clone(), A),
         (format!("{DOWN}.attn1.to_q.lora_B.weight"), Diffusers, to_q.clone(), B),
         (format!("text_encoder.{TEXT}.self_attn.q_proj.lora_A.weight"), Diffusers, q_proj.clone(), A),
+        // transformers 5 dropped the first part of the path
+        (
+            "text_encoder.encoder.layers.3.self_attn.q_proj.lora_A.weight".to_owned(),
+            Diffusers,
+            q_proj.clone(),
+            A,
+        ),
+        ("lora_te_encoder_layers_3_self_attn_q_proj.lora_up.weight".to_owned(), Kohya, flat(&q_proj), B),
         (format!("unet.{DOWN}.attn1.to_out.0.lora.down.weight"), DiffusersLora, to_out.clone(), A),
         (format!("unet.{DOWN}.attn1.to_q.lora.up.weight"), DiffusersLora, to_q.clone(), B),
         (

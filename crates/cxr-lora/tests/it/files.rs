@@ -71,6 +71,7 @@ fn of_two_components() -> Adapter {
     let provenance = Provenance {
         base_model: Some("ab".repeat(32)),
         dataset: Some("cd".repeat(32)),
+        split: Some("ef".repeat(32)),
         rank: Some(3),
         alpha: Some(0.1),
         targets: Some("all_attention".to_owned()),
