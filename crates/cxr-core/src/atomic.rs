@@ -33,15 +33,17 @@ pub fn write_bytes(path: impl AsRef<Path>, bytes: &[u8]) -> io::Result<()> {
     write(path, |writer| writer.write_all(bytes))
 }
 
-/// [`write_bytes`] without waiting for the disk, which takes longer than all the rest for small files. Other programs
-/// see the file whole or not at all, but after a power failure it may be there and damaged: for files that carry a
-/// check sum and can be made again.
+/// [`write()`] without waiting for the disk. Other programs see the file whole or not at all, but after a power failure
+/// it may be there and damaged: for files that carry check sums and can be made again.
 ///
 /// # Errors
 /// As [`write()`].
-pub fn write_bytes_unsynced(path: impl AsRef<Path>, bytes: &[u8]) -> io::Result<()> {
-    let file = filled(path.as_ref(), |writer| writer.write_all(bytes))?;
-    file.persist(path).map_err(|error| error.error)?;
+pub fn write_unsynced(
+    path: impl AsRef<Path>,
+    fill: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> io::Result<()> {
+    let path = path.as_ref();
+    filled(path, fill)?.persist(path).map_err(|error| error.error)?;
     Ok(())
 }
 
@@ -152,7 +154,7 @@ mod tests {
         assert_eq!(count(&folder), 1);
         write_bytes(&path, b"new").unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"new");
-        write_bytes_unsynced(&path, b"newer").unwrap();
+        write_unsynced(&path, |writer| writer.write_all(b"newer")).unwrap();
         assert_eq!((std::fs::read(&path).unwrap(), count(&folder)), (b"newer".to_vec(), 1));
         assert!(
             write_bytes(folder.path().join("missing/a"), b"").unwrap_err().to_string().contains("missing")

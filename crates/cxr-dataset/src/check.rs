@@ -41,6 +41,9 @@ impl Collection {
                 }
             }
         }
+        if let Some(cache) = &images.cache {
+            cache.flush().map_err(|source| DatasetError::Cache { source })?;
+        }
         let mut problems = problems.into_iter();
         let (table, rows_read) = (self.table.clone(), self.rows_read);
         let skipped = &mut self.skipped;

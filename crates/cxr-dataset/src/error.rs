@@ -125,6 +125,12 @@ pub enum DatasetError {
         /// What is wrong with it.
         source: ImageError,
     },
+    /// The cache of resized images cannot be written.
+    #[error("{source}")]
+    Cache {
+        /// What is wrong with it.
+        source: ImageError,
+    },
     /// Somebody asked to stop.
     #[error("stopped after {done} of {total} images; what is in a cache on disk stays there")]
     Stopped {
@@ -219,6 +225,7 @@ impl DatasetError {
             Self::DuplicateReport { .. } => "duplicate report",
             Self::NoReport { .. } => "no report",
             Self::Image { source, .. } => source.kind(),
+            Self::Cache { source } => source.kind(),
             Self::Stopped { .. } => "stopped",
             Self::NoPairs { .. } => "no pairs",
             Self::Template { .. } => "prompt template",

@@ -65,9 +65,8 @@ impl Square {
         }
     }
 
-    /// The picture as bytes that [`Self::from_bytes`] reads: kind, size, samples, all little endian.
-    pub(crate) fn to_bytes(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(5 + self.bytes());
+    /// Appends the picture as [`Self::from_bytes`] reads it: kind, size, samples, all little endian.
+    pub(crate) fn append_bytes(&self, bytes: &mut Vec<u8>) {
         bytes.push(match self.samples {
             Samples::Grey8(_) => GREY8,
             Samples::Grey16(_) => GREY16,
@@ -78,7 +77,6 @@ impl Square {
             Samples::Grey8(samples) | Samples::Rgb8(samples) => bytes.extend(samples),
             Samples::Grey16(samples) => bytes.extend(samples.iter().flat_map(|sample| sample.to_le_bytes())),
         }
-        bytes
     }
 
     /// `None` when the bytes are not a whole picture.
@@ -126,7 +124,8 @@ mod tests {
     #[test]
     fn bytes_come_back_and_anything_else_does_not() {
         for square in squares() {
-            let bytes = square.to_bytes();
+            let mut bytes = Vec::new();
+            square.append_bytes(&mut bytes);
             assert_eq!(Square::from_bytes(&bytes), Some(square));
             for end in 0..bytes.len() {
                 assert_eq!(Square::from_bytes(&bytes[..end]), None, "{end} bytes");

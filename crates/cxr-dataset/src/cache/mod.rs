@@ -1,19 +1,21 @@
+mod pages;
+
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
-use cxr_core::atomic;
-use cxr_core::hash::{sha256_hex, stable_hash};
+use cxr_core::hash::sha256_hex;
 
+use self::pages::{Found, Pages};
 use crate::image::{Square, check_exists, load_square};
 use crate::{DatasetError, ImageError, ImageOptions};
 
 /// Raised when the same file and settings give other pixels than they did: what older versions kept is not read then.
 const VERSION: &str = "cxr-image-cache-1";
-/// The beginning of every file on disk; the sum of what follows stands behind it.
-const MAGIC: &[u8; 8] = b"cxrimg01";
+/// How much is gathered before it is written to disk, in bytes: pages of 512 grey pictures of 128 pixels.
+const PAGE: usize = 8 << 20;
 
 /// Decoded pictures that have been brought to size, so that an image is decoded once and not once in every epoch.
 ///
@@ -33,7 +35,7 @@ pub struct ImageCache {
 #[derive(Debug)]
 enum Store {
     Memory { limit: u64, pictures: Mutex<Pictures> },
-    Disk { folder: PathBuf },
+    Disk(Pages),
 }
 
 #[derive(Debug, Default)]
@@ -67,17 +69,21 @@ impl ImageCache {
         Self::new(Store::Memory { limit, pictures: Mutex::default() })
     }
 
-    /// Keeps pictures in a folder, which is made if need be, in one file each; memory does not grow with their number.
-    /// Every file carries a check sum, and a damaged one is made again. The folder may be deleted at any time: files
-    /// of settings that are no longer used stay until then.
+    /// Keeps pictures in a folder, which is made if need be; in memory are 8 MiB of pictures that are not written yet,
+    /// and less than 200 bytes about each that is. Every picture carries a check sum, and a damaged one is made again.
+    /// The folder may be deleted at any time: pictures of settings that are no longer used stay until then.
+    ///
+    /// The last pictures are written by [`Self::flush`], or when the cache is dropped.
     ///
     /// # Errors
-    /// When the folder cannot be made.
+    /// When the folder cannot be made or read.
     pub fn on_disk(folder: impl Into<PathBuf>) -> Result<Self, DatasetError> {
-        let folder = folder.into();
-        std::fs::create_dir_all(&folder)
-            .map_err(|source| DatasetError::Write { path: folder.clone(), source })?;
-        Ok(Self::new(Store::Disk { folder }))
+        Self::with_pages(folder.into(), PAGE)
+    }
+
+    fn with_pages(folder: PathBuf, page: usize) -> Result<Self, DatasetError> {
+        let pages = Pages::open(folder.clone(), page);
+        Ok(Self::new(Store::Disk(pages.map_err(|source| DatasetError::Write { path: folder, source })?)))
     }
 
     /// A picture brought to size, kept or made now.
@@ -92,7 +98,15 @@ impl ImageCache {
         let key = key(image, options)?;
         let found = match &self.store {
             Store::Memory { pictures, .. } => lock(pictures).by_key.get(&key).cloned(),
-            Store::Disk { folder } => self.read(&place(folder, &key), options)?.map(Arc::new),
+            Store::Disk(pages) => match pages.load(&key)? {
+                Found::Whole(square) => Some(square),
+                Found::Nothing => None,
+                Found::Damaged => {
+                    log::warn!("the cached picture of {} is damaged and is made again", image.display());
+                    self.rebuilt.fetch_add(1, Ordering::Relaxed);
+                    None
+                }
+            },
         };
         if let Some(square) = found {
             self.kept.fetch_add(1, Ordering::Relaxed);
@@ -109,7 +123,7 @@ impl ImageCache {
                     pictures.bytes = bytes;
                 }
             }
-            Store::Disk { folder } => write(&place(folder, &key), &square)?,
+            Store::Disk(pages) => pages.add(key, &square)?,
         }
         Ok(square)
     }
@@ -120,25 +134,29 @@ impl ImageCache {
         CacheCounts { kept: of(&self.kept), made: of(&self.made), rebuilt: of(&self.rebuilt) }
     }
 
-    /// A picture from disk; `None` when it is not there, or damaged.
-    fn read(&self, path: &Path, options: &ImageOptions) -> Result<Option<Square>, ImageError> {
-        let bytes = match std::fs::read(path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(ImageError::Cache { path: path.into(), source }),
-        };
-        let square = checked(&bytes).filter(|square| square.size == options.size);
-        if square.is_none() {
-            log::warn!("cached picture {} is damaged and is made again", path.display());
-            self.rebuilt.fetch_add(1, Ordering::Relaxed);
+    /// Writes to disk what is not there yet.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn flush(&self) -> Result<(), ImageError> {
+        match &self.store {
+            Store::Memory { .. } => Ok(()),
+            Store::Disk(pages) => pages.flush(),
         }
-        Ok(square)
+    }
+}
+
+impl Drop for ImageCache {
+    fn drop(&mut self) {
+        if let Err(error) = self.flush() {
+            log::warn!("pictures are not kept: {error}");
+        }
     }
 }
 
 /// What nobody who holds the lock does can leave half done.
-fn lock(pictures: &Mutex<Pictures>) -> std::sync::MutexGuard<'_, Pictures> {
-    pictures.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// SHA-256 of everything that decides which pixels a picture has.
@@ -156,31 +174,6 @@ fn key(image: &Path, options: &ImageOptions) -> Result<String, ImageError> {
     let ImageOptions { size, filter, fit } = options;
     let text = format!("{VERSION}\0{size}\0{filter:?}\0{fit:?}\0{}\0{changed}\0", file.len());
     Ok(sha256_hex(&[text.as_bytes(), path.as_os_str().as_encoded_bytes()].concat()))
-}
-
-/// Folders of a few hundred files each, for a collection of 100,000.
-fn place(folder: &Path, key: &str) -> PathBuf {
-    folder.join(&key[..2]).join(&key[2..])
-}
-
-fn write(path: &Path, square: &Square) -> Result<(), ImageError> {
-    let content = square.to_bytes();
-    let bytes = [&MAGIC[..], &stable_hash(&content).to_le_bytes(), &content].concat();
-    let failed = |source| ImageError::Cache { path: path.into(), source };
-    if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder).map_err(failed)?;
-    }
-    // Not waiting for the disk: the check sum finds what a power failure leaves half written.
-    atomic::write_bytes_unsynced(path, &bytes).map_err(failed)
-}
-
-/// The picture in a file, if the file is whole.
-fn checked(bytes: &[u8]) -> Option<Square> {
-    let (sum, content) = bytes.strip_prefix(MAGIC)?.split_first_chunk::<8>()?;
-    if u64::from_le_bytes(*sum) != stable_hash(content) {
-        return None;
-    }
-    Square::from_bytes(content)
 }
 
 #[cfg(test)]
@@ -212,10 +205,8 @@ mod tests {
         .to_vec()
     }
 
-    /// The only file below a folder.
     fn files(folder: &Path) -> Vec<PathBuf> {
-        let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-        entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
+        std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect()
     }
 
     #[test]
@@ -233,7 +224,7 @@ mod tests {
             }
             assert_eq!(counts(&cache), (3, 3, 0));
         }
-        // Another process finds what is on disk.
+        // Another process finds what is on disk: the caches of the loop wrote it when they were dropped.
         let again = disk();
         assert_eq!(
             again.load(&images[1], &options).unwrap().to_pixels(),
@@ -273,29 +264,77 @@ mod tests {
     }
 
     #[test]
-    fn damaged_files_are_noticed_and_made_again() {
+    fn damaged_pictures_are_noticed_and_made_again() {
         let folder = tempfile::tempdir().unwrap();
         let images = images(folder.path());
         let options = ImageOptions::new(8);
-        let cache = ImageCache::on_disk(folder.path().join("cache")).unwrap();
-        let whole = cache.load(&images[1], &options).unwrap();
-        let path = files(&folder.path().join("cache")).pop().unwrap();
-        let bytes = std::fs::read(&path).unwrap();
+        let kept = folder.path().join("cache");
+        let cache = || ImageCache::on_disk(&kept).unwrap();
+        let whole: Vec<_> = images.iter().map(|image| cache().load(image, &options).unwrap()).collect();
+        let pages = files(&kept);
+        assert_eq!(pages.len(), 3, "each cache wrote what it had when it was dropped");
+        let bytes = std::fs::read(&pages[0]).unwrap();
         let mut damages: Vec<Vec<u8>> =
-            (0..bytes.len()).step_by(7).map(|end| bytes[..end].to_vec()).collect();
+            (0..bytes.len()).step_by(9).map(|end| bytes[..end].to_vec()).collect();
         damages.extend((0..bytes.len()).map(|place| {
             let mut other = bytes.clone();
             other[place] ^= 4;
             other
         }));
-        damages.push([&bytes[..], b"more"].concat());
         for (number, damage) in damages.iter().enumerate() {
-            std::fs::write(&path, damage).unwrap();
-            assert_eq!(cache.load(&images[1], &options).unwrap(), whole);
-            assert_eq!(counts(&cache), (0, number as u64 + 2, number as u64 + 1));
-            assert_eq!(std::fs::read(&path).unwrap(), bytes);
+            for page in files(&kept).iter().filter(|page| !pages.contains(page)) {
+                std::fs::remove_file(page).unwrap();
+            }
+            std::fs::write(&pages[0], damage).unwrap();
+            let first = cache();
+            for (image, whole) in images.iter().zip(&whole) {
+                assert_eq!(first.load(image, &options).unwrap(), *whole, "damage {number}");
+            }
+            assert_eq!((first.counts().kept, first.counts().made), (2, 1), "damage {number}");
+            // While it was open, what was written since is found too, and so it is by the next one.
+            first.flush().unwrap();
+            for cache in [first, cache()] {
+                let before = cache.counts();
+                for (image, whole) in images.iter().zip(&whole) {
+                    assert_eq!(cache.load(image, &options).unwrap(), *whole);
+                }
+                let CacheCounts { kept, made, rebuilt } = cache.counts();
+                assert_eq!((kept, made, rebuilt), (before.kept + 3, before.made, before.rebuilt));
+            }
         }
-        assert_eq!(files(&folder.path().join("cache")), [path], "nothing else is left");
+    }
+
+    #[test]
+    fn damage_is_counted_and_pages_are_written_as_they_fill() {
+        let folder = tempfile::tempdir().unwrap();
+        let images = images(folder.path());
+        let options = ImageOptions::new(8);
+        let kept = folder.path().join("cache");
+        // The first picture has 64 bytes of samples, the second 128, the third 192.
+        let cache = ImageCache::with_pages(kept.clone(), 192).unwrap();
+        let pages = |cache: &ImageCache, image: &Path| {
+            cache.load(image, &options).unwrap();
+            files(&kept).len()
+        };
+        assert_eq!(images.iter().map(|image| pages(&cache, image)).collect::<Vec<_>>(), [0, 1, 2]);
+        cache.flush().unwrap();
+        assert_eq!(files(&kept).len(), 2, "there was nothing left to write");
+        for page in files(&kept) {
+            let mut bytes = std::fs::read(&page).unwrap();
+            let last = bytes.len() - 1;
+            bytes[last] ^= 1;
+            std::fs::write(&page, bytes).unwrap();
+        }
+        for image in &images {
+            cache.load(image, &options).unwrap();
+        }
+        // The first picture of the first page is whole.
+        assert_eq!(counts(&cache), (1, 5, 2));
+        // Pages that somebody deletes are no damage.
+        cache.flush().unwrap();
+        std::fs::remove_dir_all(&kept).unwrap();
+        cache.load(&images[0], &options).unwrap();
+        assert_eq!(counts(&cache), (1, 6, 2));
     }
 
     #[test]
@@ -324,7 +363,8 @@ mod tests {
         let cache = ImageCache::on_disk(&inner).unwrap();
         std::fs::remove_dir(&inner).unwrap();
         std::fs::write(&inner, "x").unwrap();
-        let error = cache.load(&images[0], &ImageOptions::new(8)).unwrap_err();
+        cache.load(&images[0], &ImageOptions::new(8)).unwrap();
+        let error = cache.flush().unwrap_err();
         assert!(matches!(error, ImageError::Cache { .. }) && error.to_string().contains("cache"), "{error}");
     }
 }
