@@ -1,12 +1,10 @@
 use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use cxr_core::progress::{Progress, Stage};
 use rayon::prelude::*;
 
 use crate::{Collection, DatasetError, ImageLoader, OnProblem, source};
-
-/// Images between two looks at the progress: enough to keep all cores at work, few enough to stop soon.
-const PIECE: usize = 256;
 
 impl Collection {
     /// Decodes and resizes every image on all cores: into the loader's cache if it has one, else to see that it can
@@ -24,28 +22,42 @@ impl Collection {
     ) -> Result<(), DatasetError> {
         images.options.validate()?;
         let total = self.len();
-        let mut stage = Stage::begin(progress, "images", Some(total as u64));
-        let mut problems = Vec::with_capacity(total);
-        for piece in self.pairs.chunks(PIECE) {
-            let found: Vec<Option<DatasetError>> =
-                piece.par_iter().map(|pair| images.touch(self, pair).err()).collect();
-            for problem in found {
-                if let Some(error) = &problem
-                    && (on_problem == OnProblem::Stop || error.concerns_more_than_a_row())
-                {
-                    return Err(problem.unwrap_or_else(|| unreachable!("it is there")));
-                }
-                problems.push(problem);
-                if stage.advance("") == ControlFlow::Break(()) {
-                    return Err(DatasetError::Stopped { done: problems.len(), total });
-                }
+        let _stage = Stage::begin(progress, "images", Some(total as u64));
+        let done = AtomicUsize::new(0);
+        // Images behind this one need not be looked at any more; those before it are, so that the error that is
+        // returned is the first one however many cores there are.
+        let end = AtomicUsize::new(total);
+        let asked_after = AtomicUsize::new(usize::MAX);
+        let load = |(position, pair)| -> Option<DatasetError> {
+            if position > end.load(Ordering::Relaxed) || asked_after.load(Ordering::Relaxed) != usize::MAX {
+                return None;
             }
+            let problem = images.touch(self, pair).err();
+            if problem.as_ref().is_some_and(|error| stops(error, on_problem)) {
+                end.fetch_min(position, Ordering::Relaxed);
+            }
+            let done = done.fetch_add(1, Ordering::Relaxed) + 1;
+            if progress.advance(done as u64, "") == ControlFlow::Break(()) {
+                asked_after.fetch_min(done, Ordering::Relaxed);
+            }
+            problem
+        };
+        let mut problems: Vec<Option<DatasetError>> = self.pairs.par_iter().enumerate().map(load).collect();
+        if let Some(error) = problems.get_mut(end.into_inner()).and_then(Option::take) {
+            return Err(error);
         }
         if let Some(cache) = &images.cache {
             cache.flush().map_err(|source| DatasetError::Cache { source })?;
         }
+        match asked_after.into_inner() {
+            usize::MAX => self.leave_out(problems),
+            done => Err(DatasetError::Stopped { done, total }),
+        }
+    }
+
+    /// Leaves out the pairs that have a problem.
+    fn leave_out(&mut self, problems: Vec<Option<DatasetError>>) -> Result<(), DatasetError> {
         let mut problems = problems.into_iter();
-        let (table, rows_read) = (self.table.clone(), self.rows_read);
         let skipped = &mut self.skipped;
         self.pairs.retain(|_| match problems.next().flatten() {
             None => true,
@@ -55,8 +67,13 @@ impl Collection {
             }
         });
         if self.pairs.is_empty() {
-            return Err(DatasetError::NoPairs { path: table, rows: rows_read, skipped: self.skipped.len() });
+            let (path, rows, skipped) = (self.table.clone(), self.rows_read, self.skipped.len());
+            return Err(DatasetError::NoPairs { path, rows, skipped });
         }
         Ok(())
     }
+}
+
+fn stops(error: &DatasetError, on_problem: OnProblem) -> bool {
+    on_problem == OnProblem::Stop || error.concerns_more_than_a_row()
 }

@@ -14,8 +14,8 @@ use crate::{DatasetError, ImageError, ImageOptions};
 
 /// Raised when the same file and settings give other pixels than they did: what older versions kept is not read then.
 const VERSION: &str = "cxr-image-cache-1";
-/// How much is gathered before it is written to disk, in bytes: pages of 512 grey pictures of 128 pixels.
-const PAGE: usize = 8 << 20;
+/// How much is gathered before it is written to disk, in bytes: pages of 256 grey pictures of 128 pixels.
+const PAGE: usize = 4 << 20;
 
 /// Decoded pictures that have been brought to size, so that an image is decoded once and not once in every epoch.
 ///
@@ -69,7 +69,7 @@ impl ImageCache {
         Self::new(Store::Memory { limit, pictures: Mutex::default() })
     }
 
-    /// Keeps pictures in a folder, which is made if need be; in memory are 8 MiB of pictures that are not written yet,
+    /// Keeps pictures in a folder, which is made if need be; in memory are 4 MiB of pictures that are not written yet,
     /// and less than 200 bytes about each that is. Every picture carries a check sum, and a damaged one is made again.
     /// The folder may be deleted at any time: pictures of settings that are no longer used stay until then.
     ///
@@ -161,9 +161,14 @@ fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// SHA-256 of everything that decides which pixels a picture has.
 fn key(image: &Path, options: &ImageOptions) -> Result<String, ImageError> {
-    check_exists(image)?;
     let unreadable = |source| ImageError::Read { path: image.into(), source };
-    let file = std::fs::metadata(image).map_err(unreadable)?;
+    let file = match std::fs::metadata(image) {
+        Ok(file) if file.is_file() && file.len() > 0 => file,
+        outcome => {
+            check_exists(image)?;
+            outcome.map_err(unreadable)?
+        }
+    };
     let changed = file.modified().map_err(unreadable)?;
     let changed = match changed.duration_since(SystemTime::UNIX_EPOCH) {
         Ok(since) => format!("{}", since.as_nanos()),

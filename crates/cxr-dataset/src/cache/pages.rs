@@ -123,13 +123,14 @@ impl Pages {
 
     /// Writes a page, outside the lock: other threads find its pictures in memory meanwhile.
     fn write(&self, pictures: Vec<(Key, Arc<Square>)>) -> Result<(), ImageError> {
-        let (mut table, mut content) = (Vec::new(), Vec::new());
+        // The pictures are in memory already: one at a time is made into bytes, for its sum and again to be written.
+        let (mut table, mut picture) = (Vec::with_capacity(ENTRY * pictures.len()), Vec::new());
         for (key, square) in &pictures {
-            let start = content.len();
-            square.append_bytes(&mut content);
+            picture.clear();
+            square.append_bytes(&mut picture);
             table.extend(key.as_bytes());
-            table.extend(((content.len() - start) as u32).to_le_bytes());
-            table.extend(stable_hash(&content[start..]).to_le_bytes());
+            table.extend((picture.len() as u32).to_le_bytes());
+            table.extend(stable_hash(&picture).to_le_bytes());
         }
         let sum = stable_hash(&table);
         // Two pages of one name have the same pictures.
@@ -141,7 +142,11 @@ impl Pages {
                 writer.write_all(&(pictures.len() as u32).to_le_bytes())?;
                 writer.write_all(&sum.to_le_bytes())?;
                 writer.write_all(&table)?;
-                writer.write_all(&content)
+                pictures.iter().try_for_each(|(_, square)| {
+                    picture.clear();
+                    square.append_bytes(&mut picture);
+                    writer.write_all(&picture)
+                })
             })
         });
         let mut state = lock(&self.state);

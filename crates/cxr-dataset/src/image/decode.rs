@@ -29,8 +29,15 @@ impl Decoded {
     /// # Errors
     /// When the file is missing, empty, unreadable, truncated or in another format, or has several frames.
     pub fn open(path: &Path) -> Result<Self, ImageError> {
-        check_exists(path)?;
-        let bytes = std::fs::read(path).map_err(|source| ImageError::Read { path: path.into(), source })?;
+        // Asked only when reading fails or gives nothing: on some file systems a question takes as long as decoding a
+        // few rows.
+        let bytes = match std::fs::read(path) {
+            Ok(bytes) if !bytes.is_empty() => bytes,
+            outcome => {
+                check_exists(path)?;
+                outcome.map_err(|source| ImageError::Read { path: path.into(), source })?
+            }
+        };
         Self::from_bytes(&bytes).map_err(|reason| ImageError::Undecodable { path: path.into(), reason })
     }
 

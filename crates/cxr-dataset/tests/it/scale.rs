@@ -1,3 +1,5 @@
+use std::time::Instant;
+
 use cxr_core::progress::Silent;
 use cxr_dataset::synthetic::{Shape, write_indiana};
 use cxr_dataset::{
@@ -5,6 +7,7 @@ use cxr_dataset::{
     Split, SplitConfig, SplitRule, TokenFilter,
 };
 use cxr_tokenizer::ClipTokenizer;
+use rayon::prelude::*;
 
 /// A small folder of the generator goes all the way; what is asked of it is counted here by other means.
 #[test]
@@ -56,4 +59,67 @@ fn the_generator_gives_the_same_bytes_again() {
         let read = |folder: &tempfile::TempDir| std::fs::read(folder.path().join(&file)).unwrap();
         assert_eq!(read(&a), read(&b), "{file}");
     }
+}
+
+/// Resident memory in MiB, where the system says it.
+fn resident() -> Option<f64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    Some(line.trim().trim_end_matches(" kB").parse::<f64>().ok()? / 1024.0)
+}
+
+/// The full shape: keeping images on disk costs little beside decoding and resizing them, and no memory.
+#[test]
+#[ignore = "cargo test --release -p cxr-dataset --test it scale -- --ignored --nocapture (a minute, 0.5 GB of disk)"]
+fn preparing_the_full_shape_costs_what_decoding_costs() {
+    let folder = tempfile::tempdir().unwrap();
+    write_indiana(folder.path(), Shape::INDIANA, 0).unwrap();
+    let all = super::open(folder.path()).unwrap();
+    assert_eq!(all.len(), 7466);
+    let options = ImageOptions::new(128);
+    let alone = || -> usize {
+        let load = |pair: &cxr_dataset::Pair| {
+            cxr_dataset::image::load_square(&pair.image, &options).unwrap().bytes()
+        };
+        all.pairs.par_iter().map(load).sum()
+    };
+    let prepared = |round: usize, images: usize| {
+        let mut some = all.clone();
+        some.pairs.truncate(images);
+        let cache = ImageCache::on_disk(folder.path().join(format!("cache-{round}-{images}"))).unwrap();
+        let images = ImageLoader::new(options.clone()).with_cache(cache.into());
+        some.load_images(&images, OnProblem::Stop, &Silent).unwrap();
+    };
+    // Memory first: what the allocator keeps of the one run is there for the other.
+    prepared(0, 2000);
+    if let Some(before) = resident() {
+        prepared(0, 7466);
+        let grown = resident().unwrap() - before;
+        println!(
+            "memory: {before:.0} MiB after 2,000 images, {grown:+.1} MiB after 7,466 (of 117 MiB of pixels)"
+        );
+        assert!(grown < 20.0, "{grown} MiB");
+    } else {
+        println!("skipped: this system does not say how much memory a process has");
+    }
+    // A first time, to have the files in memory; then in turns, so that both see the machine in the same state.
+    alone();
+    let mut ratios: Vec<f64> = (1..=7)
+        .map(|round| {
+            let start = Instant::now();
+            assert_eq!(alone(), 7466 * 128 * 128);
+            let alone = start.elapsed().as_secs_f64();
+            let start = Instant::now();
+            prepared(round, 7466);
+            let prepared = start.elapsed().as_secs_f64();
+            println!(
+                "decoding and resizing {alone:.2} s, preparing {prepared:.2} s, {:.2} of its rate",
+                alone / prepared
+            );
+            alone / prepared
+        })
+        .collect();
+    ratios.sort_by(f64::total_cmp);
+    println!("median {:.2}", ratios[3]);
+    assert!(ratios[3] > 0.9, "preparing has {:.2} of the rate of decoding and resizing alone", ratios[3]);
 }
