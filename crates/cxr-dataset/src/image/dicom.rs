@@ -212,8 +212,8 @@ mod tests {
         // C.11.2.1.2.1 with centre 200 and width 201: black up to 99.5, white above 299.5.
         let window: [(u16, &[u8; 2], &str); 2] = [(0x1050, b"DS", "200 "), (0x1051, b"DS", "201 ")];
         let windowed = greys(&row("MONOCHROME2 ", 1, 12, &window, &values));
-        let expected = ((100.0 - 199.5) / 200.0 + 0.5) * WHITE;
-        assert_eq!(windowed, [0, expected.round() as u16, 32932, 65535, 65535, 0]);
+        let level = |value: f64| (((value - 199.5) / 200.0 + 0.5) * WHITE).round() as u16;
+        assert_eq!(windowed, [0, level(100.0), level(200.0), 65535, 65535, 0]);
         let inverted = greys(&row("MONOCHROME1 ", 1, 12, &window, &values));
         assert!(inverted.iter().zip(&windowed).all(|(a, b)| a + b == u16::MAX), "{inverted:?}");
         // The rescale comes before the window: half the values, so that 400 is the new 200.
