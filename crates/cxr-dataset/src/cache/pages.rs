@@ -6,6 +6,7 @@
 //! has one itself.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -166,10 +167,11 @@ impl State {
         self.files.push(path);
         for (key, place) in table {
             let place = Place { file, ..place };
-            if self.index.contains_key(&key) {
-                self.again.entry(key).or_default().push(place);
-            } else {
-                self.index.insert(key, place);
+            match self.index.entry(key) {
+                Entry::Vacant(entry) => {
+                    entry.insert(place);
+                }
+                Entry::Occupied(entry) => self.again.entry(entry.key().clone()).or_default().push(place),
             }
         }
     }
