@@ -7,9 +7,9 @@ use super::{shared, write};
 
 type Reference = (&'static str, (u32, u32), f64, [f64; 9]);
 
-/// Size, tolerance, and means of nine fields in 16 bits from top left to bottom right: pydicom 3 took the code stream out, Pillow decoded
-/// it (OpenJPEG; libjpeg), and the window of C.11.2.1.2.1 (or the range of the values) and the inversion were done
-/// with NumPy.
+/// Size, tolerance, and means of nine fields in 16 bits from top left to bottom right: pydicom 3 took the code stream
+/// out, Pillow decoded it (OpenJPEG; libjpeg), and the window of C.11.2.1.2.1 (or the range of the values) and the
+/// inversion were done with NumPy.
 const REFERENCE: [Reference; 2] = [
     (
         "RG1_J2KI.dcm",
