@@ -278,10 +278,10 @@ mod tests {
         let all = sample(folder.path(), 4);
         std::fs::write(&all.pairs[2].image, []).unwrap();
         std::fs::remove_file(&all.pairs[1].image).unwrap();
-        let error = Batch::load(&all, &[0, 2, 1], &ImageOptions::new(8)).unwrap_err().to_string();
+        let error = Batch::load(&all, &[0, 2, 1], ImageOptions::new(8)).unwrap_err().to_string();
         assert!(error.contains("row 4") && error.contains("2.png") && error.contains("0 bytes"), "{error}");
-        assert!(Batch::load(&all, &[0, 3], &ImageOptions::new(8)).is_ok());
-        assert!(Batch::load(&all, &[0], &ImageOptions::new(0)).is_err());
+        assert!(Batch::load(&all, &[0, 3], ImageOptions::new(8)).is_ok());
+        assert!(Batch::load(&all, &[0], ImageOptions::new(0)).is_err());
         assert!(Batches::new(&all, &[0], ImageOptions::new(8), 0, 0).is_err());
         assert!(Batches::new(&all, &[], ImageOptions::new(8), 1, 0).is_err());
     }
