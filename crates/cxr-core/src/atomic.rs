@@ -3,23 +3,26 @@
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use tempfile::{Builder, TempDir};
+use tempfile::{Builder, NamedTempFile, TempDir};
 
 /// Writes a file through `fill`; on an error nothing is left, and what was there before stays.
 ///
 /// # Errors
 /// What `fill` or the system says.
 pub fn write(path: impl AsRef<Path>, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
-    let path = path.as_ref();
-    let mut file = builder(0o666).tempfile_in(parent(path)?)?;
-    {
-        let mut writer = BufWriter::new(file.as_file_mut());
-        fill(&mut writer)?;
-        writer.flush()?;
-    }
+    let file = filled(path.as_ref(), fill)?;
     file.as_file().sync_all()?;
     file.persist(path).map_err(|error| error.error)?;
     Ok(())
+}
+
+fn filled(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<NamedTempFile> {
+    let mut file = builder(0o666).tempfile_in(parent(path)?)?;
+    let mut writer = BufWriter::new(file.as_file_mut());
+    fill(&mut writer)?;
+    writer.flush()?;
+    drop(writer);
+    Ok(file)
 }
 
 /// [`write()`] of bytes at hand.
@@ -28,6 +31,20 @@ pub fn write(path: impl AsRef<Path>, fill: impl FnOnce(&mut dyn Write) -> io::Re
 /// As [`write()`].
 pub fn write_bytes(path: impl AsRef<Path>, bytes: &[u8]) -> io::Result<()> {
     write(path, |writer| writer.write_all(bytes))
+}
+
+/// [`write()`] without waiting for the disk. Other programs see the file whole or not at all, but after a power failure
+/// it may be there and damaged: for files that carry check sums and can be made again.
+///
+/// # Errors
+/// As [`write()`].
+pub fn write_unsynced(
+    path: impl AsRef<Path>,
+    fill: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> io::Result<()> {
+    let path = path.as_ref();
+    filled(path, fill)?.persist(path).map_err(|error| error.error)?;
+    Ok(())
 }
 
 /// A folder that is filled beside its place and appears there whole.
@@ -137,6 +154,8 @@ mod tests {
         assert_eq!(count(&folder), 1);
         write_bytes(&path, b"new").unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"new");
+        write_unsynced(&path, |writer| writer.write_all(b"newer")).unwrap();
+        assert_eq!((std::fs::read(&path).unwrap(), count(&folder)), (b"newer".to_vec(), 1));
         assert!(
             write_bytes(folder.path().join("missing/a"), b"").unwrap_err().to_string().contains("missing")
         );

@@ -1,7 +1,103 @@
+use std::path::Path;
+use std::sync::Arc;
+
 use cxr_core::random::Stream;
 use rayon::prelude::*;
 
-use crate::{Collection, DatasetError, ImageOptions, image};
+use crate::{Collection, DatasetError, ImageCache, ImageOptions, Pair, image};
+
+/// How pictures are loaded: brought to which size, and kept or not.
+#[derive(Debug, Clone)]
+pub struct ImageLoader {
+    /// Size, filter and fit.
+    pub options: ImageOptions,
+    /// Where decoded pictures are kept, if they are.
+    pub cache: Option<Arc<ImageCache>>,
+}
+
+impl ImageLoader {
+    /// Every picture is decoded each time.
+    pub fn new(options: ImageOptions) -> Self {
+        Self { options, cache: None }
+    }
+
+    /// Decoded pictures are kept.
+    pub fn with_cache(self, cache: Arc<ImageCache>) -> Self {
+        Self { cache: Some(cache), ..self }
+    }
+
+    fn validate(&self) -> Result<(), DatasetError> {
+        self.options.validate()
+    }
+
+    /// Loads one picture into values at hand, `[3, size, size]` in [-1, 1].
+    fn load_into(&self, source: &Source<'_>, target: &mut [f32]) -> Result<(), DatasetError> {
+        let failed = |error| source.error(error);
+        match &self.cache {
+            Some(cache) => cache.load(source.image, &self.options).map_err(failed)?.write(target),
+            None => image::load_square(source.image, &self.options).map_err(failed)?.write(target),
+        }
+        Ok(())
+    }
+
+    /// Decodes and resizes pictures on all cores into `[n, 3, size, size]`; the first error, in their order.
+    pub(crate) fn load_all(&self, sources: &[Source<'_>]) -> Result<(Vec<f32>, [usize; 4]), DatasetError> {
+        self.validate()?;
+        let size = self.options.size as usize;
+        let mut pixels = vec![0.0; sources.len() * 3 * size * size];
+        let outcomes: Vec<Result<(), DatasetError>> = pixels
+            .par_chunks_mut(3 * size * size)
+            .zip(sources)
+            .map(|(target, source)| self.load_into(source, target))
+            .collect();
+        outcomes.into_iter().collect::<Result<(), _>>()?;
+        Ok((pixels, [sources.len(), 3, size, size]))
+    }
+
+    /// Decodes and resizes a picture, and drops it unless it is kept.
+    pub(crate) fn touch(&self, collection: &Collection, pair: &Pair) -> Result<(), DatasetError> {
+        let outcome = match &self.cache {
+            Some(cache) => cache.load(&pair.image, &self.options).map(drop),
+            None => image::load_square(&pair.image, &self.options).map(drop),
+        };
+        outcome.map_err(|error| Source::of(collection, pair).error(error))
+    }
+}
+
+impl From<ImageOptions> for ImageLoader {
+    fn from(options: ImageOptions) -> Self {
+        Self::new(options)
+    }
+}
+
+impl From<&ImageOptions> for ImageLoader {
+    fn from(options: &ImageOptions) -> Self {
+        Self::new(options.clone())
+    }
+}
+
+impl From<&ImageLoader> for ImageLoader {
+    fn from(loader: &ImageLoader) -> Self {
+        loader.clone()
+    }
+}
+
+/// An image and the row that names it.
+pub(crate) struct Source<'a> {
+    pub(crate) table: &'a Path,
+    pub(crate) row: u64,
+    pub(crate) image: &'a Path,
+}
+
+impl<'a> Source<'a> {
+    pub(crate) fn of(collection: &'a Collection, pair: &'a Pair) -> Self {
+        Self { table: &collection.table, row: pair.row, image: &pair.image }
+    }
+
+    pub(crate) fn error(&self, source: crate::ImageError) -> DatasetError {
+        DatasetError::Image { table: self.table.into(), row: self.row, source }
+    }
+}
 
 /// The order in which an epoch visits `n` pairs: a permutation of `0..n` that depends on nothing but its arguments,
 /// so that a run can stop and go on in the middle of an epoch.
@@ -32,7 +128,7 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Decodes and resizes these pairs on all cores; the result does not depend on how many there are.
+    /// Decodes and resizes these pairs on all cores (or takes them from the loader's cache); the result does not depend on how many there are.
     ///
     /// # Errors
     /// The first picture, in the order of `indices`, that cannot be used, with its file and row; a size out of
@@ -43,31 +139,15 @@ impl Batch {
     pub fn load(
         collection: &Collection,
         indices: &[usize],
-        options: &ImageOptions,
+        images: impl Into<ImageLoader>,
     ) -> Result<Self, DatasetError> {
-        options.validate()?;
-        let size = options.size as usize;
-        let each = 3 * size * size;
-        let mut pixels = vec![0.0; indices.len() * each];
-        let outcomes: Vec<Result<(), DatasetError>> = pixels
-            .par_chunks_mut(each)
-            .zip(indices)
-            .map(|(target, &index)| {
-                let pair = &collection.pairs[index];
-                let loaded = image::load(&pair.image, options).map_err(|source| DatasetError::Image {
-                    table: collection.table.clone(),
-                    row: pair.row,
-                    source,
-                })?;
-                target.copy_from_slice(&loaded.values);
-                Ok(())
-            })
-            .collect();
-        outcomes.into_iter().collect::<Result<(), _>>()?;
+        let pairs = || indices.iter().map(|&index| &collection.pairs[index]);
+        let sources: Vec<Source<'_>> = pairs().map(|pair| Source::of(collection, pair)).collect();
+        let (pixels, shape) = images.into().load_all(&sources)?;
         Ok(Self {
             pixels,
-            shape: [indices.len(), 3, size, size],
-            texts: indices.iter().map(|&index| collection.pairs[index].text.clone()).collect(),
+            shape,
+            texts: pairs().map(|pair| pair.text.clone()).collect(),
             indices: indices.to_vec(),
         })
     }
@@ -78,7 +158,7 @@ impl Batch {
 pub struct Batches<'a> {
     collection: &'a Collection,
     positions: &'a [usize],
-    options: ImageOptions,
+    images: ImageLoader,
     batch_size: usize,
     seed: u64,
 }
@@ -94,11 +174,12 @@ impl<'a> Batches<'a> {
     pub fn new(
         collection: &'a Collection,
         positions: &'a [usize],
-        options: ImageOptions,
+        images: impl Into<ImageLoader>,
         batch_size: usize,
         seed: u64,
     ) -> Result<Self, DatasetError> {
-        options.validate()?;
+        let images = images.into();
+        images.validate()?;
         let invalid = |field, expected| DatasetError::Setting { field, value: "0".into(), expected };
         if batch_size == 0 {
             return Err(invalid("batch_size", "1 or more"));
@@ -109,7 +190,7 @@ impl<'a> Batches<'a> {
         if let Some(&position) = positions.iter().find(|&&position| position >= collection.len()) {
             panic!("position {position} in a collection of {} pairs", collection.len());
         }
-        Ok(Self { collection, positions, options, batch_size, seed })
+        Ok(Self { collection, positions, images, batch_size, seed })
     }
 
     /// Batches per epoch: `ceil(n / batch size)`, the last one may be smaller.
@@ -129,7 +210,7 @@ impl<'a> Batches<'a> {
             let from = batch * self.batch_size;
             let to = (from + self.batch_size).min(order.len());
             let indices: Vec<usize> = order[from..to].iter().map(|&at| self.positions[at]).collect();
-            Batch::load(self.collection, &indices, &self.options)
+            Batch::load(self.collection, &indices, &self.images)
         })
     }
 }
@@ -197,10 +278,10 @@ mod tests {
         let all = sample(folder.path(), 4);
         std::fs::write(&all.pairs[2].image, []).unwrap();
         std::fs::remove_file(&all.pairs[1].image).unwrap();
-        let error = Batch::load(&all, &[0, 2, 1], &ImageOptions::new(8)).unwrap_err().to_string();
+        let error = Batch::load(&all, &[0, 2, 1], ImageOptions::new(8)).unwrap_err().to_string();
         assert!(error.contains("row 4") && error.contains("2.png") && error.contains("0 bytes"), "{error}");
-        assert!(Batch::load(&all, &[0, 3], &ImageOptions::new(8)).is_ok());
-        assert!(Batch::load(&all, &[0], &ImageOptions::new(0)).is_err());
+        assert!(Batch::load(&all, &[0, 3], ImageOptions::new(8)).is_ok());
+        assert!(Batch::load(&all, &[0], ImageOptions::new(0)).is_err());
         assert!(Batches::new(&all, &[0], ImageOptions::new(8), 0, 0).is_err());
         assert!(Batches::new(&all, &[], ImageOptions::new(8), 1, 0).is_err());
     }

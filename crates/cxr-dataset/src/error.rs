@@ -39,6 +39,14 @@ pub enum DatasetError {
         /// The columns that are there.
         found: String,
     },
+    /// A table cannot be parsed as a whole.
+    #[error("{} is no table that can be read: {reason}; write it again as CSV with a header", path.display())]
+    Table {
+        /// The table.
+        path: PathBuf,
+        /// What the parser said.
+        reason: String,
+    },
     /// A row cannot be parsed.
     #[error("row {row} of {} is broken: {reason}; repair the row, or choose to skip and count", path.display())]
     BrokenRow {
@@ -117,6 +125,20 @@ pub enum DatasetError {
         /// What is wrong with it.
         source: ImageError,
     },
+    /// The cache of resized images cannot be written.
+    #[error("{source}")]
+    Cache {
+        /// What is wrong with it.
+        source: ImageError,
+    },
+    /// Somebody asked to stop.
+    #[error("stopped after {done} of {total} images; what is in a cache on disk stays there")]
+    Stopped {
+        /// Images that are done.
+        done: usize,
+        /// Images that there are.
+        total: usize,
+    },
     /// A table without a usable row.
     #[error("{} yields no pair: {rows} row(s) read, {skipped} skipped; check the table and the images folder", path.display())]
     NoPairs {
@@ -180,6 +202,14 @@ pub enum DatasetError {
 }
 
 impl DatasetError {
+    /// Whether leaving out one row would not help: a table that cannot be read on, a cache that cannot be written.
+    pub(crate) fn concerns_more_than_a_row(&self) -> bool {
+        matches!(
+            self,
+            Self::Read { .. } | Self::Table { .. } | Self::Image { source: ImageError::Cache { .. }, .. }
+        )
+    }
+
     /// A short stable name of the kind of problem, under which a report counts it.
     pub fn kind(&self) -> &'static str {
         match self {
@@ -187,6 +217,7 @@ impl DatasetError {
             Self::Write { .. } => "unwritable file",
             Self::NoTable { .. } => "no table",
             Self::MissingColumns { .. } => "missing columns",
+            Self::Table { .. } => "unreadable table",
             Self::BrokenRow { .. } => "broken row",
             Self::EmptyCell { .. } => "empty cell",
             Self::Finding { .. } => "unusable finding",
@@ -194,6 +225,8 @@ impl DatasetError {
             Self::DuplicateReport { .. } => "duplicate report",
             Self::NoReport { .. } => "no report",
             Self::Image { source, .. } => source.kind(),
+            Self::Cache { source } => source.kind(),
+            Self::Stopped { .. } => "stopped",
             Self::NoPairs { .. } => "no pairs",
             Self::Template { .. } => "prompt template",
             Self::Setting { .. } => "setting",
@@ -228,6 +261,14 @@ pub enum ImageError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// A picture cannot be read from or written to a cache on disk.
+    #[error("cannot use cached picture {}: {source}; free space, repair the folder, or name another one", path.display())]
+    Cache {
+        /// The file in the cache.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// The file is no image that can be decoded.
     #[error("cannot decode image {}: {reason}", path.display())]
     Undecodable {
@@ -245,6 +286,7 @@ impl ImageError {
             Self::Missing { .. } => "missing image",
             Self::Empty { .. } => "empty image",
             Self::Read { .. } => "unreadable image",
+            Self::Cache { .. } => "unusable cache",
             Self::Undecodable { .. } => "undecodable image",
         }
     }

@@ -24,23 +24,30 @@
 //! cropped at random: left and right carry meaning in a radiograph.
 
 mod batch;
+mod cache;
+mod check;
 mod collection;
 mod error;
 pub mod image;
 pub mod impression;
 pub mod labels;
 mod leakage;
+mod loader;
 pub mod source;
 mod split;
+#[doc(hidden)]
+pub mod synthetic;
 mod token_filter;
 
 pub use self::image::{Filter, Fit, ImageOptions, Pixels, contact_sheet};
-pub use batch::{Batch, Batches, epoch_order};
+pub use batch::{Batch, Batches, ImageLoader, epoch_order};
+pub use cache::{CacheCounts, ImageCache};
 pub use collection::{Collection, Pair, PreparationReport, Skipped, SplitSummary};
 pub use error::{DatasetError, ImageError};
 pub use impression::{Deidentified, PromptTemplate, Wording};
 pub use labels::LabelSet;
 pub use leakage::LeakageReport;
+pub use loader::{BatchResult, EpochView, ImageBatcher, Sample, SampleResult, TensorBatch};
 pub use source::{Columns, ImageCheck, OnProblem, ReadOptions};
 pub use split::{Split, SplitConfig, SplitRule};
 pub use token_filter::{TokenFilter, TokenFilterReport};

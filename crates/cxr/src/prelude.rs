@@ -7,7 +7,8 @@ pub use crate::open::{StepView, Synthesizer, open};
 pub use cxr_core::metadata::MetadataRow;
 pub use cxr_core::progress::{Progress, Silent};
 pub use cxr_dataset::{
-    Batches, Collection, ImageOptions, LeakageReport, ReadOptions, Split, SplitConfig, TokenFilter,
+    Batches, Collection, ImageCache, ImageLoader, ImageOptions, LeakageReport, ReadOptions, Split,
+    SplitConfig, TokenFilter,
 };
 #[cfg(feature = "flex")]
 pub use cxr_kernels::Flex;

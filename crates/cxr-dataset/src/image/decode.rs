@@ -1,6 +1,7 @@
+use std::io::Cursor;
 use std::path::Path;
 
-use image::DynamicImage;
+use image::{DynamicImage, ImageDecoder, ImageReader};
 
 use super::check_exists;
 use crate::ImageError;
@@ -17,20 +18,40 @@ pub enum Decoded {
 }
 
 impl Decoded {
-    /// Reads PNG (grey of 1 to 16 bits, colour, palette, with or without alpha) or JPEG, told apart by content, not
-    /// by name. Alpha is dropped; colour with three equal channels becomes grey, which resizes three times as fast;
-    /// 16-bit colour is reduced to 8 bits.
+    /// Reads PNG (grey of 1 to 16 bits, colour, palette, with or without alpha), JPEG or, with the feature `dicom`,
+    /// DICOM; told apart by content, not by name. The orientation that EXIF data give is applied. Alpha is dropped;
+    /// colour with three equal channels becomes grey, which resizes three times as fast; 16-bit colour is reduced to
+    /// 8 bits.
+    ///
+    /// DICOM: one frame, grey or RGB. The first window (or table) of interest is applied, or, where the file has
+    /// none, the range of its values becomes black to white; MONOCHROME1 is inverted; the result has 16 bits.
     ///
     /// # Errors
-    /// When the file is missing, empty, unreadable, truncated or in another format.
+    /// When the file is missing, empty, unreadable, truncated or in another format, or has several frames.
     pub fn open(path: &Path) -> Result<Self, ImageError> {
-        check_exists(path)?;
-        let bytes = std::fs::read(path).map_err(|source| ImageError::Read { path: path.into(), source })?;
+        // Asked only when reading fails or gives nothing: on some file systems a question takes as long as decoding a
+        // few rows.
+        let bytes = match std::fs::read(path) {
+            Ok(bytes) if !bytes.is_empty() => bytes,
+            outcome => {
+                check_exists(path)?;
+                outcome.map_err(|source| ImageError::Read { path: path.into(), source })?
+            }
+        };
         Self::from_bytes(&bytes).map_err(|reason| ImageError::Undecodable { path: path.into(), reason })
     }
 
     fn from_bytes(bytes: &[u8]) -> Result<Self, String> {
-        let decoded = image::load_from_memory(bytes).map_err(|error| error.to_string())?;
+        let decoded = if bytes.get(128..132) == Some(b"DICM") {
+            #[cfg(feature = "dicom")]
+            let decoded = super::dicom::decode(bytes)?;
+            #[cfg(not(feature = "dicom"))]
+            return Err("it is DICOM, which this program was built without: add the feature `dicom`".into());
+            #[cfg(feature = "dicom")]
+            decoded
+        } else {
+            oriented(bytes).map_err(|error| error.to_string())?
+        };
         if decoded.width() == 0 || decoded.height() == 0 {
             return Err(format!("its size is {} x {}", decoded.width(), decoded.height()));
         }
@@ -57,6 +78,20 @@ impl Decoded {
             Self::Rgb8(rgb) => rgb.dimensions(),
         }
     }
+}
+
+/// A PNG or JPEG picture, turned as its EXIF data say.
+fn oriented(bytes: &[u8]) -> Result<DynamicImage, image::ImageError> {
+    let mut decoder = ImageReader::new(Cursor::new(bytes)).with_guessed_format()?.into_decoder()?;
+    // A small file can promise a huge picture.
+    image::Limits::default().reserve(decoder.total_bytes())?;
+    // What refuses a picture is its pixels, not its remarks: a broken orientation is none.
+    let orientation = decoder.orientation();
+    let mut decoded = DynamicImage::from_decoder(decoder)?;
+    if let Ok(orientation) = orientation {
+        decoded.apply_orientation(orientation);
+    }
+    Ok(decoded)
 }
 
 fn grey_of(rgb: &image::RgbImage) -> Option<image::GrayImage> {

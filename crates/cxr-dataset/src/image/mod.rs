@@ -1,8 +1,11 @@
 //! Pictures: from a file to pixels in the range of the autoencoder, and back to something to look at.
 
 mod decode;
+#[cfg(feature = "dicom")]
+mod dicom;
 mod resize;
 mod sheet;
+mod square;
 
 use std::path::Path;
 
@@ -13,6 +16,7 @@ use crate::{DatasetError, ImageError};
 
 pub use decode::Decoded;
 pub use sheet::contact_sheet;
+pub use square::{Samples, Square};
 
 /// The filter that resizes; all of them widen with the reduction, so that nothing aliases.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -123,6 +127,17 @@ impl Pixels {
 /// # Panics
 /// When the size is outside [`ImageOptions::validate`]'s range.
 pub fn load(path: &Path, options: &ImageOptions) -> Result<Pixels, ImageError> {
+    load_square(path, options).map(|square| square.to_pixels())
+}
+
+/// [`load`] without the last step: the samples as the resizer left them, which is what a cache keeps.
+///
+/// # Errors
+/// As [`load`].
+///
+/// # Panics
+/// As [`load`].
+pub fn load_square(path: &Path, options: &ImageOptions) -> Result<Square, ImageError> {
     assert!(options.validate().is_ok(), "image size {} is not within 1 to 8192", options.size);
     let decoded = Decoded::open(path)?;
     resize::to_square(&decoded, options)

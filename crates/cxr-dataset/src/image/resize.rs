@@ -2,46 +2,34 @@ use fast_image_resize::images::{TypedImage, TypedImageRef};
 use fast_image_resize::pixels::{U8, U8x3, U16};
 use fast_image_resize::{FilterType, PixelTrait, ResizeAlg, ResizeOptions, Resizer};
 
-use super::{Decoded, Filter, Fit, ImageOptions, Pixels};
+use super::{Decoded, Filter, Fit, ImageOptions, Samples, Square};
 
-/// Brings a decoded picture to a square of `[3, size, size]` values in [-1, 1]; `Err` is the resizer's message.
-pub(super) fn to_square(decoded: &Decoded, options: &ImageOptions) -> Result<Pixels, String> {
+/// Brings a decoded picture to a square; `Err` is the resizer's message.
+pub(super) fn to_square(decoded: &Decoded, options: &ImageOptions) -> Result<Square, String> {
     let (width, height) = decoded.dimensions();
     let (to_width, to_height) = fitted(width, height, options);
     let plan = Plan { from: (width, height), to: (to_width, to_height), filter: options.filter };
+    let place =
+        |values: Vec<u8>| place(&values, to_width as usize, to_height as usize, options.size as usize);
     // Resizing works in the depth of the file, as PIL's does.
-    let values: Vec<f32> = match decoded {
+    let samples = match decoded {
         Decoded::Grey8(grey) => {
             let small = plan.bytes::<U8>(grey.as_raw())?;
-            small.pixels().iter().map(|p| unit(p.0.into(), 255.0)).collect()
+            Samples::Grey8(place(small.pixels().iter().map(|p| p.0).collect()))
         }
         Decoded::Grey16(grey) => {
             let typed: Vec<U16> = grey.as_raw().iter().map(|&value| U16::new(value)).collect();
             let source = TypedImageRef::new(width, height, &typed).map_err(|error| error.to_string())?;
-            plan.run(&source)?.pixels().iter().map(|p| unit(p.0.into(), 65535.0)).collect()
+            let small: Vec<u16> = plan.run(&source)?.pixels().iter().map(|p| p.0).collect();
+            Samples::Grey16(self::place(&small, to_width as usize, to_height as usize, options.size as usize))
         }
         Decoded::Rgb8(rgb) => {
             let small = plan.bytes::<U8x3>(rgb.as_raw())?;
-            let plane = |channel: usize| small.pixels().iter().map(move |p| unit(p.0[channel].into(), 255.0));
-            (0..3).flat_map(plane).collect()
+            let plane = |channel: usize| place(small.pixels().iter().map(|p| p.0[channel]).collect());
+            Samples::Rgb8((0..3).flat_map(plane).collect())
         }
     };
-    let size = options.size as usize;
-    let (from_width, from_height) = (to_width as usize, to_height as usize);
-    let mut square = Vec::with_capacity(3 * size * size);
-    for plane in values.chunks_exact(from_width * from_height) {
-        place(plane, from_width, from_height, size, &mut square);
-    }
-    if square.len() < 3 * size * size {
-        square.extend_from_within(..);
-        square.extend_from_within(..size * size);
-    }
-    Ok(Pixels { values: square, size })
-}
-
-/// `0..=full` to [-1, 1].
-fn unit(value: f32, full: f32) -> f32 {
-    value / full * 2.0 - 1.0
+    Ok(Square { size: options.size, samples })
 }
 
 /// The size before cropping or padding. The long side of a crop is rounded down, as torchvision's `Resize` does.
@@ -59,7 +47,7 @@ fn fitted(width: u32, height: u32, options: &ImageOptions) -> (u32, u32) {
 }
 
 /// Cuts the middle out of a plane, or sets the plane into the middle of black.
-fn place(plane: &[f32], width: usize, height: usize, size: usize, out: &mut Vec<f32>) {
+fn place<T: Copy + Default>(plane: &[T], width: usize, height: usize, size: usize) -> Vec<T> {
     // torchvision rounds the crop's offset half to even: round((length - size) / 2).
     let offset = |length: usize| {
         let spare = length.saturating_sub(size);
@@ -67,14 +55,14 @@ fn place(plane: &[f32], width: usize, height: usize, size: usize, out: &mut Vec<
     };
     let (left, top) = (offset(width), offset(height));
     let (pad_left, pad_top) = (size.saturating_sub(width) / 2, size.saturating_sub(height) / 2);
-    let start = out.len();
-    out.resize(start + size * size, -1.0);
+    let mut out = vec![T::default(); size * size];
     let columns = width.min(size);
     for y in 0..height.min(size) {
         let from = (top + y) * width + left;
-        let to = start + (pad_top + y) * size + pad_left;
+        let to = (pad_top + y) * size + pad_left;
         out[to..to + columns].copy_from_slice(&plane[from..from + columns]);
     }
+    out
 }
 
 struct Plan {
@@ -115,6 +103,10 @@ mod tests {
     use image::{GrayImage, ImageBuffer, Luma, Rgb, RgbImage};
 
     use super::*;
+
+    fn to_square(decoded: &Decoded, options: &ImageOptions) -> Result<crate::Pixels, String> {
+        super::to_square(decoded, options).map(|square| square.to_pixels())
+    }
 
     fn options(size: u32, filter: Filter, fit: Fit) -> ImageOptions {
         ImageOptions { size, filter, fit }
@@ -181,11 +173,10 @@ mod tests {
     #[test]
     fn crop_offsets_round_half_to_even() {
         for (spare, offset) in [(0, 0), (1, 0), (2, 1), (3, 2), (5, 2), (7, 4), (28, 14)] {
-            let plane: Vec<f32> = (0..4 + spare).map(|x| x as f32).collect();
-            let mut out = Vec::new();
-            place(&plane, 4 + spare, 1, 4, &mut out);
+            let plane: Vec<u8> = (1..=4 + spare).collect();
+            let out = place(&plane, 4 + usize::from(spare), 1, 4);
             // The single row stands in the second of four.
-            assert_eq!((out[0], out[4]), (-1.0, offset as f32), "spare {spare}");
+            assert_eq!((out[0], out[4]), (0, offset + 1), "spare {spare}");
         }
     }
 

@@ -7,21 +7,25 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-use super::csv_file::CsvFile;
+use polars::prelude::{
+    BooleanChunked, DataFrame, DataFrameJoinOps, JoinArgs, JoinType, MaintainOrderJoin, NewChunkedArray,
+    StringChunked,
+};
+
+use super::csv_file::{CsvFile, table_error};
 use super::{ImageFolders, Intake, ReadOptions, filled};
-use crate::{Collection, DatasetError, LabelSet, Pair, labels};
+use crate::{Collection, DatasetError, Pair, labels};
 
 /// The table of reports.
 pub const REPORTS: &str = "indiana_reports.csv";
 /// The table of images.
 pub const PROJECTIONS: &str = "indiana_projections.csv";
 
-struct Report {
-    row: u64,
-    impression: String,
-    labels: LabelSet,
-    mesh: String,
-}
+/// The columns of each table; the first one joins them.
+const REPORT_COLUMNS: [&str; 4] = ["uid", "impression", "Problems", "MeSH"];
+const PROJECTION_COLUMNS: [&str; 3] = ["uid", "filename", "projection"];
+/// What the line of a report is called once it stands beside an image.
+const REPORT_LINE: &str = "line_right";
 
 /// Reads a folder.
 ///
@@ -39,39 +43,57 @@ pub fn read(folder: &Path, options: &ReadOptions) -> Result<Collection, DatasetE
     let mut intake = Intake::new("kaggle", projections_path.clone(), options);
     let reports = read_reports(&reports_path, &mut intake)?;
 
-    let mut file = CsvFile::open(&projections_path)?;
-    let names = ["uid", "filename", "projection"];
-    let columns = file.columns(names)?;
+    let file = CsvFile::open(&projections_path)?;
+    let columns = file.columns(PROJECTION_COLUMNS)?;
     let images = ImageFolders::new(
         folder,
         ["images/images_normalized", "images", "images_normalized"].map(|sub| folder.join(sub)),
     );
-    while let Some(row) = file.next() {
+    // Every image once, in the order of its table, with its report beside it or nothing.
+    let joining = JoinArgs { maintain_order: MaintainOrderJoin::Left, ..JoinArgs::new(JoinType::Left) };
+    let joined = file
+        .frame(&PROJECTION_COLUMNS)?
+        .join(&reports, ["uid"], ["uid"], joining, None)
+        .map_err(|error| table_error(&projections_path, &error))?;
+    let text = |name: &str| {
+        let column = joined.column(name).and_then(|column| column.str().cloned());
+        column.map_err(|error| table_error(&reports_path, &error))
+    };
+    let (impressions, problems, mesh) = (text("impression")?, text("Problems")?, text("MeSH")?);
+    let report_lines = joined
+        .column(REPORT_LINE)
+        .and_then(|column| column.u64().cloned())
+        .map_err(|error| table_error(&reports_path, &error))?;
+
+    for row in file.rows() {
         let pair = row.and_then(|row| {
             let cell = |i: usize| {
                 filled(row.cell(columns[i])).ok_or_else(|| DatasetError::EmptyCell {
                     path: projections_path.clone(),
                     row: row.line,
-                    column: names[i].into(),
+                    column: PROJECTION_COLUMNS[i].into(),
                 })
             };
             let (uid, name) = (cell(0)?, cell(1)?);
-            let report = reports.get(uid).ok_or_else(|| DatasetError::NoReport {
-                path: projections_path.clone(),
-                row: row.line,
-                uid: uid.into(),
-                reports: reports_path.clone(),
-            })?;
+            if report_lines.get(row.index).is_none() {
+                return Err(DatasetError::NoReport {
+                    path: projections_path.clone(),
+                    row: row.line,
+                    uid: uid.into(),
+                    reports: reports_path.clone(),
+                });
+            }
+            let of_report = |column: &StringChunked| column.get(row.index).unwrap_or_default().to_owned();
             Ok(Some(Pair {
                 name: name.into(),
                 image: images.find(name),
                 text: String::new(),
-                impression: report.impression.clone(),
+                impression: of_report(&impressions),
                 group: Some(uid.into()),
-                labels: report.labels.clone(),
+                labels: labels::parse(&of_report(&problems)),
                 view: filled(row.cell(columns[2])).map(str::to_owned),
                 row: row.line,
-                extra: BTreeMap::from([("MeSH".to_owned(), report.mesh.clone())]),
+                extra: BTreeMap::from([("MeSH".to_owned(), of_report(&mesh).trim().to_owned())]),
             }))
         });
         intake.row(pair)?;
@@ -79,42 +101,30 @@ pub fn read(folder: &Path, options: &ReadOptions) -> Result<Collection, DatasetE
     intake.finish()
 }
 
-fn read_reports(path: &Path, intake: &mut Intake<'_>) -> Result<HashMap<String, Report>, DatasetError> {
-    let mut file = CsvFile::open(path)?;
-    let [uid_column, impression, problems, mesh] = file.columns(["uid", "impression", "Problems", "MeSH"])?;
-    let mut reports: HashMap<String, Report> = HashMap::new();
-    while let Some(row) = file.next() {
-        let row = match row {
-            Ok(row) => row,
-            Err(error) => {
-                intake.problem(error)?;
-                continue;
+/// The reports that can be joined to images: each `uid` once.
+fn read_reports(path: &Path, intake: &mut Intake<'_>) -> Result<DataFrame, DatasetError> {
+    let file = CsvFile::open(path)?;
+    let [uid_column, ..] = file.columns(REPORT_COLUMNS)?;
+    let frame = file.frame(&REPORT_COLUMNS)?;
+    let mut usable = vec![false; frame.height()];
+    let mut seen: HashMap<&str, u64> = HashMap::new();
+    for row in file.rows() {
+        let checked = row.and_then(|row| {
+            let empty = || DatasetError::EmptyCell { path: path.into(), row: row.line, column: "uid".into() };
+            let uid = filled(row.cell(uid_column)).ok_or_else(empty)?;
+            if let Some(&first_row) = seen.get(uid) {
+                let (path, row, uid) = (path.into(), row.line, uid.into());
+                return Err(DatasetError::DuplicateReport { path, row, first_row, uid });
             }
-        };
-        let Some(uid) = filled(row.cell(uid_column)) else {
-            intake.problem(DatasetError::EmptyCell {
-                path: path.into(),
-                row: row.line,
-                column: "uid".into(),
-            })?;
-            continue;
-        };
-        if let Some(first) = reports.get(uid) {
-            intake.problem(DatasetError::DuplicateReport {
-                path: path.into(),
-                row: row.line,
-                first_row: first.row,
-                uid: uid.into(),
-            })?;
-            continue;
+            seen.insert(uid, row.line);
+            usable[row.index] = true;
+            Ok(())
+        });
+        if let Err(error) = checked {
+            intake.problem(error)?;
         }
-        let report = Report {
-            row: row.line,
-            impression: row.cell(impression).to_owned(),
-            labels: labels::parse(row.cell(problems)),
-            mesh: row.cell(mesh).trim().to_owned(),
-        };
-        reports.insert(uid.to_owned(), report);
     }
-    Ok(reports)
+    frame
+        .filter(&BooleanChunked::from_slice("usable".into(), &usable))
+        .map_err(|error| table_error(path, &error))
 }

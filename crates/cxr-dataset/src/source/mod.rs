@@ -10,6 +10,7 @@
 //! report, without a usable image) is an error too, or skipped and counted under [`OnProblem::Skip`].
 
 mod csv_file;
+mod csv_rows;
 pub mod kaggle;
 pub mod nih;
 pub mod table;
@@ -45,7 +46,8 @@ pub enum ImageCheck {
     /// The file is there and has bytes.
     #[default]
     Exists,
-    /// The file can be decoded whole; takes as long as an epoch of loading.
+    /// The file can be decoded whole; takes as long as an epoch of loading. [`Collection::load_images`] does the same
+    /// with progress, and keeps the result.
     Decode,
 }
 
@@ -163,11 +165,10 @@ impl<'a> Intake<'a> {
     }
 
     fn problem(&mut self, error: DatasetError) -> Result<(), DatasetError> {
-        if self.options.on_problem == OnProblem::Stop || matches!(error, DatasetError::Read { .. }) {
+        if self.options.on_problem == OnProblem::Stop || error.concerns_more_than_a_row() {
             return Err(error);
         }
-        log::warn!("skipped: {error}");
-        self.skipped.push(Skipped { kind: error.kind().into(), message: error.to_string() });
+        skip(&mut self.skipped, &error);
         Ok(())
     }
 
@@ -221,6 +222,19 @@ impl<'a> Intake<'a> {
             token_filter: None,
         })
     }
+}
+
+/// How many skipped rows are logged as warnings; a folder that lacks its images would give thousands.
+const WARNINGS: usize = 10;
+
+/// Remembers a row that is left out.
+pub(crate) fn skip(skipped: &mut Vec<Skipped>, error: &DatasetError) {
+    match skipped.len() {
+        0..WARNINGS => log::warn!("skipped: {error}"),
+        WARNINGS => log::warn!("skipped: {error}; the rows that follow are counted without a word"),
+        _ => log::debug!("skipped: {error}"),
+    }
+    skipped.push(Skipped { kind: error.kind().into(), message: error.to_string() });
 }
 
 /// A trimmed cell, or `None` when nothing is in it.

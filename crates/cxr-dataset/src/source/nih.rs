@@ -26,7 +26,7 @@ const EXTRAS: [(&str, &str); 4] =
 pub fn read(folder: &Path, options: &ReadOptions) -> Result<Collection, DatasetError> {
     let table = first_file(folder, &TABLES)
         .ok_or_else(|| DatasetError::NoTable { folder: folder.into(), expected: TABLES.join(", ") })?;
-    let mut file = CsvFile::open(&table)?;
+    let file = CsvFile::open(&table)?;
     let columns = file.columns(COLUMNS)?;
     let extras: Vec<_> = EXTRAS.iter().filter_map(|(name, key)| Some((file.column(name)?, *key))).collect();
     let parts = (1..=12).map(|part| folder.join(format!("images_{part:03}/images")));
@@ -37,7 +37,7 @@ pub fn read(folder: &Path, options: &ReadOptions) -> Result<Collection, DatasetE
         images = ImageFolders::new(folder, subfolders(folder, 2)?);
     }
     let mut intake = Intake::new("nih", table.clone(), options);
-    while let Some(row) = file.next() {
+    for row in file.rows() {
         intake.row(row.and_then(|row| pair(&row, columns, &extras, &table, &images, options).map(Some)))?;
     }
     intake.finish()
@@ -65,7 +65,7 @@ fn subfolders(folder: &Path, depth: usize) -> Result<Vec<PathBuf>, DatasetError>
 }
 
 fn pair(
-    row: &Row,
+    row: &Row<'_>,
     columns: [usize; 4],
     extras: &[(usize, &str)],
     table: &Path,

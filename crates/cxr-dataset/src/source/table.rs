@@ -2,7 +2,8 @@
 //!
 //! The defaults are the ones of [`cxr_core::metadata::MetadataRow`], which this project's programs write beside
 //! their pictures, and which image folders on Hugging Face use: `file_name`, `text`, `labels`, `view`, `group`.
-//! Image names are relative to the table's folder.
+//! Image names are relative to the table's folder, unless a column [`IMAGE_PATH`] says where an image lies: a table of
+//! pairs from several places, written beside none of them, keeps the names that a split file lists.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader};
@@ -17,6 +18,10 @@ use crate::{Collection, DatasetError, LabelSet, Pair, labels};
 
 /// The tables that are looked for in a folder, in this order.
 pub const TABLES: [&str; 2] = ["metadata.jsonl", "metadata.csv"];
+
+/// The column that says where an image lies, relative to the table's folder; a row where it is empty has its image
+/// under its name.
+pub const IMAGE_PATH: &str = "image_path";
 
 /// The names of a table's columns.
 ///
@@ -103,10 +108,10 @@ pub fn read(path: &Path, options: &ReadOptions) -> Result<Collection, DatasetErr
 }
 
 fn read_csv(table: &Path, names: &Names, mut intake: Intake<'_>) -> Result<Collection, DatasetError> {
-    let mut file = CsvFile::open(table)?;
+    let file = CsvFile::open(table)?;
     Names::check(table, &names.required, &file.header().iter().cloned().collect())?;
-    let header = file.header().to_vec();
-    while let Some(row) = file.next() {
+    let header = file.header();
+    for row in file.rows() {
         let pair = row.and_then(|row| {
             let cells =
                 header.iter().enumerate().map(|(i, name)| (name.clone(), row.cell(i).into())).collect();
@@ -167,6 +172,10 @@ fn pair(table: &Path, row: u64, mut cells: Map<String, Value>, names: &Names) ->
     let text = take(&names.text)?.ok_or_else(|| broken(format!("it has no {:?}", names.text)))?;
     let group = take(&names.group)?.as_deref().and_then(filled).map(str::to_owned);
     let view = take(&names.view)?.as_deref().and_then(filled).map(str::to_owned);
+    let place = match &names.image {
+        image if image == IMAGE_PATH => None,
+        _ => take(IMAGE_PATH)?,
+    };
     let mut labels = LabelSet::new();
     for column in &names.labels {
         if let Some(value) = cells.remove(column) {
@@ -179,7 +188,7 @@ fn pair(table: &Path, row: u64, mut cells: Map<String, Value>, names: &Names) ->
     let extra: BTreeMap<String, String> = cells.into_iter().map(|(key, value)| (key, plain(value))).collect();
     let folder: PathBuf = table.parent().unwrap_or(Path::new("")).into();
     Ok(Pair {
-        image: folder.join(&name),
+        image: folder.join(place.as_deref().and_then(filled).unwrap_or(&name)),
         name,
         text: String::new(),
         impression: text,

@@ -1,9 +1,14 @@
 //! Whole folders: the committed thumbnails and tables, folders made on the spot, broken ones, and the real Indiana
 //! tables where they are at hand.
 
+#[cfg(feature = "dicom")]
+mod dicom;
 mod hostile;
+mod images;
 mod indiana;
+mod loader;
 mod nih;
+mod scale;
 mod table;
 
 use std::path::{Path, PathBuf};

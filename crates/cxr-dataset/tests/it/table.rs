@@ -126,3 +126,45 @@ fn broken_lines_of_jsonl_are_named() {
         assert!(error.contains("row 3 of") && error.contains(word), "{bad}: {error}");
     }
 }
+
+#[test]
+fn images_may_lie_elsewhere_than_their_table() {
+    let folder = tempfile::tempdir().unwrap();
+    let other = tempfile::tempdir().unwrap();
+    write_image(other.path(), "far/a.png", 1);
+    write_image(folder.path(), "b.png", 2);
+    let far = other.path().join("far/a.png");
+    let csv = format!("file_name,image_path,text\na.png,{},x\nb.png,,y\n", far.display());
+    write(folder.path(), "pairs.csv", &csv);
+    let path = folder.path().join("pairs.csv");
+    let all = open(&path).unwrap();
+    let found: Vec<_> = all.pairs.iter().map(|pair| (pair.name.as_str(), pair.image.clone())).collect();
+    assert_eq!(found, [("a.png", far.clone()), ("b.png", folder.path().join("b.png"))]);
+    assert!(all.pairs[0].extra.is_empty(), "it is no extra");
+
+    // Whoever names that column as the image has the path as the name.
+    let columns = Columns { image: Some("image_path".into()), ..Columns::default() };
+    write(folder.path(), "pairs.csv", &csv.replace("b.png,,", "b.png,b.png,"));
+    let all = Collection::open(&path, &ReadOptions { columns, ..ReadOptions::default() }).unwrap();
+    assert_eq!((all.pairs[0].image.clone(), all.pairs[1].name.as_str()), (far, "b.png"));
+}
+
+#[test]
+fn a_table_without_groups_has_a_report_that_says_so() {
+    use cxr_dataset::{LeakageReport, Split, SplitConfig};
+    let folder = tempfile::tempdir().unwrap();
+    let (mut csv, mut grouped) = ("file_name,text\n".to_string(), "file_name,text,group\n".to_string());
+    for i in 0..10_u8 {
+        write_image(folder.path(), &format!("{i}.png"), i);
+        csv += &format!("{i}.png,Text {i}.\n");
+        grouped += &format!("{i}.png,Text {i}.,{}\n", i / 2);
+    }
+    let notes = |csv: &str| {
+        write(folder.path(), "metadata.csv", csv);
+        let all = open(folder.path()).unwrap();
+        let split = Split::new(&all, &SplitConfig::default()).unwrap();
+        LeakageReport::measure(&all, &split, true).unwrap().notes.join("\n")
+    };
+    assert!(notes(&csv).contains("nothing protects"), "{}", notes(&csv));
+    assert!(!notes(&grouped).contains("nothing protects"), "{}", notes(&grouped));
+}
