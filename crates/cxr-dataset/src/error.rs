@@ -29,6 +29,15 @@ pub enum DatasetError {
         /// The file names that were looked for.
         expected: String,
     },
+    /// A CSV table, and a build without the feature that reads them.
+    #[error(
+        "{}: this program was built without CSV tables: build it with the feature `csv`, or bring a .jsonl table",
+        path.display()
+    )]
+    NoCsv {
+        /// The table.
+        path: PathBuf,
+    },
     /// A table lacks columns.
     #[error("{} lacks the column(s) {missing}; it has {found}: rename them in the table, or name yours in the options", path.display())]
     MissingColumns {
@@ -216,6 +225,7 @@ impl DatasetError {
             Self::Read { .. } => "unreadable file",
             Self::Write { .. } => "unwritable file",
             Self::NoTable { .. } => "no table",
+            Self::NoCsv { .. } => "no reader for tables",
             Self::MissingColumns { .. } => "missing columns",
             Self::Table { .. } => "unreadable table",
             Self::BrokenRow { .. } => "broken row",

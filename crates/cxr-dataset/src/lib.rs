@@ -36,6 +36,7 @@ mod loader;
 pub mod source;
 mod split;
 #[doc(hidden)]
+#[cfg(feature = "csv")]
 pub mod synthetic;
 mod token_filter;
 

@@ -2,7 +2,7 @@
 //! component, a short picture, and a training step.
 //!
 //! ```sh
-//! cargo test --release -p cxr --features wgpu --test backends
+//! cargo test --release -p cxr --no-default-features --features flex,wgpu --test backends
 //! ```
 //!
 //! A device that was asked for by its feature and is not there is a failure. Without a graphics card, `wgpu` runs on

@@ -17,7 +17,7 @@ use super::{ImageFolders, Intake, ReadOptions, filled};
 use crate::{Collection, DatasetError, Pair, labels};
 
 /// The table of reports.
-pub const REPORTS: &str = "indiana_reports.csv";
+pub const REPORTS: &str = super::KAGGLE_REPORTS;
 /// The table of images.
 pub const PROJECTIONS: &str = "indiana_projections.csv";
 

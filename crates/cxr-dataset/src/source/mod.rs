@@ -6,12 +6,18 @@
 //! | [`kaggle`] | `indiana_reports.csv`, `indiana_projections.csv` | `images/images_normalized/`, `images/` | `uid` |
 //! | [`table`] | `metadata.jsonl`, `metadata.csv`, any `.csv` or `.jsonl` | beside the table | a named column |
 //!
+//! All but `.jsonl` tables need the feature `csv`, which is on by default.
+//!
 //! A table that lacks columns is always an error. What is wrong with a single row (broken, duplicate, without a
 //! report, without a usable image) is an error too, or skipped and counted under [`OnProblem::Skip`].
 
+#[cfg(feature = "csv")]
 mod csv_file;
+#[cfg(feature = "csv")]
 mod csv_rows;
+#[cfg(feature = "csv")]
 pub mod kaggle;
+#[cfg(feature = "csv")]
 pub mod nih;
 pub mod table;
 
@@ -78,22 +84,34 @@ pub struct ReadOptions {
     pub on_problem: OnProblem,
 }
 
+/// The tables of [`kaggle`] and [`nih`]: a folder that has one is told from a folder without a table even where the
+/// feature `csv` is off.
+const KAGGLE_REPORTS: &str = "indiana_reports.csv";
+const NIH_TABLES: [&str; 3] = ["labels.csv", "Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv"];
+
 /// Reads whatever layout lies at `path`, see [`Collection::open`].
 pub(crate) fn open(path: &Path, options: &ReadOptions) -> Result<Collection, DatasetError> {
     if path.is_file() {
         return table::read(path, options);
     }
     std::fs::read_dir(path).map_err(|source| DatasetError::Read { path: path.into(), source })?;
-    if path.join(kaggle::REPORTS).is_file() {
-        kaggle::read(path, options)
-    } else if first_file(path, &nih::TABLES).is_some() {
-        nih::read(path, options)
-    } else if first_file(path, &table::TABLES).is_some() {
-        table::read(path, options)
-    } else {
-        let all = [kaggle::REPORTS].into_iter().chain(nih::TABLES).chain(table::TABLES);
-        Err(DatasetError::NoTable { folder: path.into(), expected: all.collect::<Vec<_>>().join(", ") })
+    if path.join(KAGGLE_REPORTS).is_file() {
+        #[cfg(feature = "csv")]
+        return kaggle::read(path, options);
+        #[cfg(not(feature = "csv"))]
+        return Err(DatasetError::NoCsv { path: path.join(KAGGLE_REPORTS) });
     }
+    if let Some(_table) = first_file(path, &NIH_TABLES) {
+        #[cfg(feature = "csv")]
+        return nih::read(path, options);
+        #[cfg(not(feature = "csv"))]
+        return Err(DatasetError::NoCsv { path: _table });
+    }
+    if first_file(path, &table::TABLES).is_some() {
+        return table::read(path, options);
+    }
+    let all = [KAGGLE_REPORTS].into_iter().chain(NIH_TABLES).chain(table::TABLES);
+    Err(DatasetError::NoTable { folder: path.into(), expected: all.collect::<Vec<_>>().join(", ") })
 }
 
 /// The first of these files that is in the folder.
@@ -102,8 +120,10 @@ fn first_file(folder: &Path, names: &[&str]) -> Option<PathBuf> {
 }
 
 /// Where images may lie; a name is looked for in each folder in turn.
+#[cfg(feature = "csv")]
 struct ImageFolders(Vec<PathBuf>);
 
+#[cfg(feature = "csv")]
 impl ImageFolders {
     fn new(root: &Path, candidates: impl IntoIterator<Item = PathBuf>) -> Self {
         let mut folders: Vec<PathBuf> = candidates.into_iter().filter(|folder| folder.is_dir()).collect();

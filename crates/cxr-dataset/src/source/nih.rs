@@ -13,7 +13,7 @@ use crate::impression::{NO_FINDING, from_nih_findings};
 use crate::{Collection, DatasetError, Pair, labels};
 
 /// The tables' names, the first one found is read.
-pub const TABLES: [&str; 3] = ["labels.csv", "Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv"];
+pub const TABLES: [&str; 3] = super::NIH_TABLES;
 
 const COLUMNS: [&str; 4] = ["Image Index", "Finding Labels", "Patient ID", "View Position"];
 const EXTRAS: [(&str, &str); 4] =

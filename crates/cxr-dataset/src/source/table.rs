@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+#[cfg(feature = "csv")]
 use super::csv_file::CsvFile;
 use super::{Intake, ReadOptions, filled, first_file};
 use crate::{Collection, DatasetError, LabelSet, Pair, labels};
@@ -107,6 +108,12 @@ pub fn read(path: &Path, options: &ReadOptions) -> Result<Collection, DatasetErr
     }
 }
 
+#[cfg(not(feature = "csv"))]
+fn read_csv(table: &Path, _: &Names, _: Intake<'_>) -> Result<Collection, DatasetError> {
+    Err(DatasetError::NoCsv { path: table.into() })
+}
+
+#[cfg(feature = "csv")]
 fn read_csv(table: &Path, names: &Names, mut intake: Intake<'_>) -> Result<Collection, DatasetError> {
     let file = CsvFile::open(table)?;
     Names::check(table, &names.required, &file.header().iter().cloned().collect())?;

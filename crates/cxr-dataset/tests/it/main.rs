@@ -1,8 +1,8 @@
 //! Whole folders: the committed thumbnails and tables, folders made on the spot, broken ones, and the real Indiana
 //! tables where they are at hand.
 
-#[cfg(feature = "dicom")]
-mod dicom;
+#[path = "../common/mod.rs"]
+mod common;
 mod hostile;
 mod images;
 mod indiana;
@@ -11,26 +11,11 @@ mod nih;
 mod scale;
 mod table;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use common::{shared, workspace};
 use cxr_dataset::{Collection, DatasetError, ReadOptions};
 use image::{GrayImage, Luma};
-
-/// A file or folder of the workspace.
-fn workspace(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(path)
-}
-
-/// Data that is not part of the project; says so and returns `None` when it is absent.
-fn shared(path: &str) -> Option<PathBuf> {
-    let root = std::env::var_os("CXR_TEST_DATA").map_or_else(|| workspace("../shared/data"), PathBuf::from);
-    let found = root.join(path);
-    if !found.exists() {
-        println!("skipped: {} not found", found.display());
-        return None;
-    }
-    Some(found)
-}
 
 fn open(folder: &Path) -> Result<Collection, DatasetError> {
     Collection::open(folder, &ReadOptions::default())

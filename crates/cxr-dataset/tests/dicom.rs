@@ -1,9 +1,12 @@
 //! Real DICOM files where they are at hand; files made on the spot are tested beside the decoder.
 
+#![cfg(feature = "dicom")]
+
+mod common;
+
+use common::shared;
 use cxr_dataset::ImageOptions;
 use cxr_dataset::image::{Decoded, load};
-
-use super::{shared, write};
 
 type Reference = (&'static str, (u32, u32), f64, [f64; 9]);
 
@@ -65,6 +68,6 @@ fn real_files_that_are_cut_off_are_errors() {
             assert!(error.contains("x.dcm") && error.contains("DICOM"), "{name}, {part} bytes: {error}");
         }
     }
-    write(here.path(), "y.dcm", &format!("{}DICM and no more", "\0".repeat(128)));
+    std::fs::write(here.path().join("y.dcm"), format!("{}DICM and no more", "\0".repeat(128))).unwrap();
     assert!(Decoded::open(&here.path().join("y.dcm")).unwrap_err().to_string().contains("DICOM"));
 }
