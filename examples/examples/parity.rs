@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
 use burn::tensor::{DType, Int, Tensor, TensorData, backend::Backend};
@@ -12,8 +13,10 @@ use cxr::core::tensor_file::{RawTensor, TensorFile, write_safetensors};
 use cxr::kernels::{DiffusionAutodiff, DiffusionBackend};
 use cxr::ldm::pipeline::{LoadOptions, ModelSource};
 use cxr::ldm::scheduler::{NoiseSchedule, NoiseScheduleConfig, Sampler, Steps, sample};
+use cxr::ldm::unet::UNet2dCondition;
 use cxr::ldm::weights::ModelFiles;
 use cxr::lora::{self, Adaptable, TEXT_ENCODER, UNET};
+use cxr::trainer::{Diffusion, DrawnSample, SnrWeight};
 use cxr_examples::arguments::Lora;
 use cxr_examples::backend::{DtypeArg, Job, RunArgs, exit, run};
 
@@ -25,6 +28,8 @@ use cxr_examples::backend::{DtypeArg, Job, RunArgs, exit, run};
 /// vae-decode: unscaled `latents` [n, 4, h, w] to `pixels`.
 /// scheduler: `sample` [n, 4, h, w] (unit noise) and `model_outputs` [calls, n, 4, h, w] to `timesteps` and
 /// `samples`, the latents after every call.
+/// train-step: `latents` [n, 4, h, w] (scaled), `noise` likewise, `timestep` [n], `context` [n, 77, d] to `loss`, the
+/// mean squared error of the predicted noise, and one gradient under the name of each tensor of the one `--lora`.
 #[derive(Debug, Parser)]
 #[command(version, verbatim_doc_comment)]
 struct Args {
@@ -32,6 +37,7 @@ struct Args {
     /// then that of Stable Diffusion 1.5.
     #[arg(long, value_name = "DIR|FILE|REPO", required_if_eq_any([
         ("component", "text"), ("component", "unet"), ("component", "vae-encode"), ("component", "vae-decode"),
+        ("component", "train-step"),
     ]))]
     model: Option<String>,
     /// Which component.
@@ -66,6 +72,7 @@ enum Component {
     VaeEncode,
     VaeDecode,
     Scheduler,
+    TrainStep,
 }
 
 fn main() -> ExitCode {
@@ -78,24 +85,132 @@ struct Parity(Args);
 
 impl Job for Parity {
     fn run<B: DiffusionAutodiff>(self, device: B::Device) -> Result<()> {
-        self.tensors::<B::InnerBackend>(&device)
+        match self.0.component {
+            Component::TrainStep => self.write(self.train_step::<B>(&device)?),
+            _ => self.write(self.tensors::<B::InnerBackend>(&device)?),
+        }
     }
 }
 
-type Outputs = Vec<(&'static str, RawTensor)>;
+type Outputs = Vec<(String, RawTensor)>;
 
 impl Parity {
-    fn tensors<B: DiffusionBackend>(&self, device: &B::Device) -> Result<()> {
-        let Args { component, input, output, .. } = &self.0;
-        let inputs = Inputs { file: TensorFile::open(input).context("--input")?, path: input };
-        let tensors = match component {
-            Component::Scheduler => self.scheduler::<B>(&inputs, device)?,
-            network => self.network::<B>(*network, &inputs, device)?,
-        };
-        let tensors: Vec<_> = tensors.into_iter().map(|(name, tensor)| (name.to_string(), tensor)).collect();
+    fn inputs(&self) -> Result<Inputs<'_>> {
+        let path = &self.0.input;
+        Ok(Inputs { file: TensorFile::open(path).context("--input")?, path })
+    }
+
+    fn write(&self, tensors: Outputs) -> Result<()> {
+        let output = &self.0.output;
         write_safetensors(output, &tensors, &BTreeMap::new()).context("--output")?;
         println!("{}", output.display());
         Ok(())
+    }
+
+    fn tensors<B: DiffusionBackend>(&self, device: &B::Device) -> Result<Outputs> {
+        let inputs = self.inputs()?;
+        let tensors = match self.0.component {
+            Component::Scheduler => self.scheduler::<B>(&inputs, device)?,
+            network => self.network::<B>(network, &inputs, device)?,
+        };
+        Ok(tensors.into_iter().map(|(name, tensor)| (name.to_string(), tensor)).collect())
+    }
+
+    /// The trainer's own loss, and its gradient by the factors of an adapter.
+    fn train_step<B: DiffusionAutodiff>(&self, device: &B::Device) -> Result<Outputs> {
+        let [Lora { file, scale }] = self.0.lora.as_slice() else {
+            bail!("--component train-step takes one --lora, {} are given", self.0.lora.len());
+        };
+        let inputs = self.inputs()?;
+        let (options, source) = (
+            LoadOptions::default().with_dtype(self.0.dtype.float()),
+            self.0.model.clone().unwrap_or_default(),
+        );
+        let files = ModelFiles::locate(&ModelSource::from(source), &options).context("--model")?;
+        let config = files.config()?;
+        let (mut adapter, _format) = lora::read(file).context("--lora")?;
+        adapter.modules.retain(|key, _| key.component == UNET);
+        let mut unet = files.load_unet::<B>(&options, device)?;
+        lora::load_adapter(&mut unet, &adapter, *scale)
+            .with_context(|| format!("--lora {}", file.display()))?;
+        lora::train_only(&mut unet, lora::DEFAULT_NAME)?;
+
+        let (latents, [n, c, h, w]) = inputs.read::<4>("latents")?;
+        let (noise, noise_shape) = inputs.read::<4>("noise")?;
+        let (timesteps, _) = inputs.read::<1>("timestep")?;
+        let (context, [rows, tokens, width]) = inputs.read::<3>("context")?;
+        let timesteps = timesteps.to_i64()?;
+        let alphas_cumprod = NoiseSchedule::new(config.schedule)?.alphas_cumprod().to_vec();
+        let last = alphas_cumprod.len() as i64 - 1;
+        inputs.check(noise_shape == [n, c, h, w], "noise", || format!("[{n}, {c}, {h}, {w}]"))?;
+        inputs.check(c == config.unet.in_channels, "latents", || {
+            format!("[n, {}, h, w]", config.unet.in_channels)
+        })?;
+        inputs.check(rows == n && width == config.unet.cross_attention_dim, "context", || {
+            format!("[{n}, 77, {}]", config.unet.cross_attention_dim)
+        })?;
+        let fits = timesteps.len() == n && timesteps.iter().all(|t| (0..=last).contains(t));
+        inputs.check(fits, "timestep", || format!("[{n}], integers from 0 to {last}"))?;
+
+        let rows_of = |tensor: RawTensor, each: usize| {
+            let values = tensor.to_f32()?;
+            Ok::<_, anyhow::Error>(values.chunks(each).map(<[f32]>::to_vec).collect::<Vec<_>>())
+        };
+        let (latents, noise) = (rows_of(latents, c * h * w)?, rows_of(noise, c * h * w)?);
+        let conditions: Vec<_> = rows_of(context, tokens * width)?
+            .into_iter()
+            .map(|values| (Arc::new(values), [tokens, width]))
+            .collect();
+        let samples: Vec<_> = latents
+            .into_iter()
+            .zip(noise)
+            .zip(timesteps.iter().zip(&conditions))
+            .map(|((latents, noise), (t, condition))| DrawnSample {
+                latents,
+                noise,
+                timestep: *t as usize,
+                condition,
+            })
+            .collect();
+        let objective = Diffusion::<B, UNet2dCondition<B>> {
+            samples: Vec::new(),
+            shape: [c, h, w],
+            alphas_cumprod,
+            weight: SnrWeight::Uniform,
+            dropout: 0.0,
+            unconditional: conditions[0].clone(),
+            fingerprint: String::new(),
+            device: device.clone(),
+        };
+        let loss = objective.loss_of(&unet, &samples);
+        let mut outputs = vec![("loss".to_string(), raw(loss.clone().inner()))];
+        let gradients = loss.backward();
+        let keys: BTreeMap<String, [String; 2]> = lora::factor_keys(file)?
+            .into_iter()
+            .filter(|(module, _)| module.component == UNET)
+            .map(|(module, keys)| (module.name.as_str().replace('.', "_"), keys))
+            .collect();
+        unet.visit_layers(&mut |path, layer| {
+            let (Some(keys), [branch]) = (keys.get(&path.replace('.', "_")), layer.adapters()) else {
+                return;
+            };
+            let kernel = layer.kernel();
+            for (key, factor, is_a) in [(&keys[0], &branch.lora_a, true), (&keys[1], &branch.lora_b, false)] {
+                let Some(gradient) = factor.val().grad(&gradients) else { continue };
+                let mut gradient = raw(gradient);
+                // as the factor stands in the file
+                if let Some([kh, kw]) = kernel {
+                    let [rows, columns] = [gradient.shape[0], gradient.shape[1]];
+                    gradient.shape = if is_a {
+                        vec![rows, columns / (kh * kw), kh, kw]
+                    } else {
+                        vec![rows, columns, 1, 1]
+                    };
+                }
+                outputs.push((key.clone(), gradient));
+            }
+        });
+        Ok(outputs)
     }
 
     fn network<B: DiffusionBackend>(
@@ -103,7 +218,7 @@ impl Parity {
         component: Component,
         inputs: &Inputs<'_>,
         device: &B::Device,
-    ) -> Result<Outputs> {
+    ) -> Result<Vec<(&'static str, RawTensor)>> {
         let dtype = self.0.dtype.float();
         let options = LoadOptions::default().with_dtype(dtype);
         let source = ModelSource::from(self.0.model.clone().unwrap_or_default());
@@ -159,7 +274,7 @@ impl Parity {
                     .check(latents.dims()[1] == channels, "latents", || format!("[n, {channels}, h, w]"))?;
                 vec![("pixels", raw(files.load_vae::<B>(&options, device)?.decode(latents)))]
             }
-            Component::Scheduler => bail!("the scheduler is no network"),
+            Component::Scheduler | Component::TrainStep => bail!("this is no network"),
         })
     }
 
@@ -174,7 +289,11 @@ impl Parity {
         Ok(())
     }
 
-    fn scheduler<B: Backend>(&self, inputs: &Inputs<'_>, device: &B::Device) -> Result<Outputs> {
+    fn scheduler<B: Backend>(
+        &self,
+        inputs: &Inputs<'_>,
+        device: &B::Device,
+    ) -> Result<Vec<(&'static str, RawTensor)>> {
         let config = match &self.0.model {
             None => NoiseScheduleConfig::sd15(),
             Some(model) => {

@@ -81,7 +81,7 @@ pub use branch::Branch;
 pub use conv::{LoraConv2d, LoraConv2dConfig};
 pub use dropout::DropoutStep;
 pub use error::{LoraError, Result};
-pub use format::{Format, read, weights_file, write};
+pub use format::{Format, factor_keys, read, weights_file, write};
 pub use linear::{LoraLinear, LoraLinearConfig};
 pub use merge::{Merged, detach_merged, merge, merge_and_detach, unmerge};
 pub use target::{Adaptable, LayerInfo, LayerMut, LayerRef, TargetSet, layers};

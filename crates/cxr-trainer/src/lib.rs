@@ -29,6 +29,7 @@ pub use config::{LearningRate, OptimizerConfig, Schedule, TrainConfig};
 pub use error::TrainError;
 pub use initialize::initialize;
 pub use objective::{
-    Denoise, Diffusion, LatentSample, Objective, Reconstruction, ReconstructionImages, Sample, SnrWeight,
+    Denoise, Diffusion, DrawnSample, LatentSample, Objective, Reconstruction, ReconstructionImages, Sample,
+    SnrWeight,
 };
 pub use run::{Trained, train};

@@ -7,6 +7,7 @@ use cxr_kernels::nn::parameters;
 use cxr_kernels::{DiffusionBackend, Flex};
 use cxr_ldm::scheduler::{NoiseSchedule, NoiseScheduleConfig};
 use cxr_ldm::unet::{Context, UNet2dCondition};
+use cxr_lora::{LoraConfig, TargetSet, UNET};
 
 use crate::fixture::{Reference, assert_meets, assert_misses, path, relative, unet, values};
 
@@ -35,6 +36,33 @@ fn an_adapted_prediction() {
     assert_misses("UNet without adapter", &values(predict(&unet::<Flex>(), &reference)), &expected);
     // alpha is not the rank
     assert_misses("UNet, adapter unscaled", &values(predict(&adapted::<Flex>(0.5), &reference)), &expected);
+}
+
+/// On every layer there is, so that a wrong branch anywhere shows.
+#[test]
+fn attached_everywhere_the_prediction_is_the_bases_to_the_bit_and_merged_it_is_the_adapted_one() {
+    let reference = Reference::open();
+    let bits = |model: &UNet2dCondition<Flex>| {
+        values(predict(model, &reference)).into_iter().map(f32::to_bits).collect::<Vec<u32>>()
+    };
+    let base = unet::<Flex>();
+    let mut model = base.clone();
+    let everywhere = LoraConfig::new(2).with_targets(TargetSet::Patterns(vec!["*".to_owned()]));
+    let layers = cxr_lora::attach(&mut model, &everywhere, 3).unwrap();
+    assert_eq!(layers, cxr_lora::layers(&model).unwrap().len());
+    assert_eq!(bits(&model), bits(&base));
+
+    let mut adapter = cxr_lora::export(&model, cxr_lora::DEFAULT_NAME, UNET).unwrap();
+    for (index, weights) in adapter.modules.values_mut().enumerate() {
+        let mut stream = cxr_core::random::Stream::new(4, "test", index as u64);
+        weights.b.iter_mut().for_each(|value| *value = 0.1 * stream.normal());
+    }
+    let mut model = base.clone();
+    assert_eq!(cxr_lora::load_adapter(&mut model, &adapter, 1.0).unwrap(), layers);
+    let adapted = values(predict(&model, &reference));
+    assert_misses("UNet without adapter", &values(predict(&base, &reference)), &adapted);
+    assert_eq!(cxr_lora::merge_and_detach(&mut model).unwrap(), layers);
+    assert_meets("UNet with its adapter merged", &values(predict(&model, &reference)), &adapted);
 }
 
 #[test]

@@ -127,6 +127,24 @@ pub fn read(path: impl AsRef<Path>) -> Result<(Adapter, Format)> {
     Ok((Adapter { modules, provenance }, format))
 }
 
+/// The keys of `A` and `B` of each module of an adapter file, as they stand in it.
+///
+/// # Errors
+/// As [`read`], as far as keys are concerned.
+pub fn factor_keys(path: impl AsRef<Path>) -> Result<BTreeMap<ModuleKey, [String; 2]>> {
+    let path = weights_file(path);
+    let file = TensorFile::open(&path)?;
+    let names: Vec<String> = file.names().map(str::to_owned).collect();
+    let (_format, parsed) = recognize(&path, &names)?;
+    let both = |(module, keys): (ModuleKey, Keys)| {
+        let missing = |missing| LoraError::MissingFactor { module: module.to_string(), missing };
+        let a = keys.a.ok_or_else(|| missing("A (down)"))?;
+        let b = keys.b.ok_or_else(|| missing("B (up)"))?;
+        Ok((module, [a, b]))
+    };
+    group(parsed).into_iter().map(both).collect()
+}
+
 /// Writes an adapter as safetensors, in f32, with its [`Provenance`] in the header.
 ///
 /// `path` is a file for [`Format::Diffusers`] and [`Format::Kohya`], a folder that does not exist yet for

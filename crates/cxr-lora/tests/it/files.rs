@@ -112,6 +112,21 @@ fn the_same_adapter_from_peft_diffusers_and_kohya() {
 }
 
 #[test]
+fn the_keys_of_a_file_by_module() {
+    for name in ["diffusers.safetensors", "kohya.safetensors", "adapter"] {
+        let (adapter, _) = read(path(name)).unwrap();
+        let keys = cxr_lora::factor_keys(path(name)).unwrap();
+        assert!(keys.keys().eq(adapter.modules.keys()), "{name}");
+        let file = tensors(&cxr_lora::weights_file(path(name)));
+        for (module, [a, b]) in keys {
+            let weights = &adapter.modules[&module];
+            assert_eq!(file[&a].to_f32().unwrap(), weights.a, "{a}");
+            assert_eq!(file[&b].to_f32().unwrap(), weights.b, "{b}");
+        }
+    }
+}
+
+#[test]
 fn pickled_files_of_pytorch() {
     // A `.bin` has no header, so that alpha is the rank.
     let (diffusers, format) = read(path("diffusers.bin")).unwrap();

@@ -5,6 +5,7 @@ use burn::tensor::{DType, Tensor, TensorData};
 use cxr_core::random::Stream;
 use cxr_kernels::DiffusionBackend;
 use cxr_ldm::unet::{Context, UNet2dCondition};
+use cxr_lora::DropoutStep;
 use serde::{Deserialize, Serialize};
 
 use super::{Objective, Sample};
@@ -21,6 +22,11 @@ pub trait Denoise<B: Backend> {
         timesteps: Tensor<B, 1>,
         conditions: &[&Self::Condition],
     ) -> Tensor<B, 4>;
+
+    /// Sets where the masks of adapters with dropout come from; nothing for models without adapters.
+    fn set_dropout_step(&mut self, step: DropoutStep) {
+        let _ = step;
+    }
 }
 
 /// A UNet conditioned on text embeddings that were computed before: `[tokens * width]` each, row by row.
@@ -39,6 +45,13 @@ impl<B: DiffusionBackend> Denoise<B> for UNet2dCondition<B> {
         let hidden = Tensor::from_data(data, &latents.device());
         self.forward(latents, timesteps, &Context::new(hidden))
     }
+
+    fn set_dropout_step(&mut self, step: DropoutStep) {
+        for name in cxr_lora::attached(self) {
+            // It is attached, so there is nothing that could fail.
+            let _ = cxr_lora::set_dropout_step(self, &name, Some(step));
+        }
+    }
 }
 
 /// One picture as the autoencoder sees it, and its condition.
@@ -50,6 +63,19 @@ pub struct LatentSample<C> {
     pub std: Vec<f32>,
     /// What the picture is conditioned on.
     pub condition: C,
+}
+
+/// One picture with everything random about it drawn.
+#[derive(Debug, Clone)]
+pub struct DrawnSample<'a, C> {
+    /// Scaled latents, `[c * h * w]`.
+    pub latents: Vec<f32>,
+    /// The noise that is added, `[c * h * w]`.
+    pub noise: Vec<f32>,
+    /// The training timestep, from 0.
+    pub timestep: usize,
+    /// What the picture is conditioned on.
+    pub condition: &'a C,
 }
 
 /// How much each timestep counts.
@@ -87,25 +113,58 @@ pub struct Diffusion<B: AutodiffBackend, M: Denoise<B>> {
 }
 
 impl<B: AutodiffBackend, M: Denoise<B>> Diffusion<B, M> {
-    /// The timestep, noise and posterior noise of one sample.
-    fn draw(&self, sample: Sample, seed: u64) -> Draw {
+    /// One sample with its timestep, noise, point in the posterior, and condition.
+    fn draw(&self, sample: Sample, seed: u64) -> DrawnSample<'_, M::Condition> {
+        let stream = |purpose: &str| Stream::new(seed, purpose, sample.position);
         let elements = self.shape.iter().product();
-        let steps = self.alphas_cumprod.len() as u64;
-        Draw {
-            timestep: Stream::new(seed, "timestep", sample.position).below(steps) as usize,
-            noise: Stream::new(seed, "noise", sample.position).normals(elements),
-            posterior: Stream::new(seed, "posterior", sample.position).normals(elements),
-            unconditional: Stream::new(seed, "caption dropout", sample.position).uniform() < self.dropout,
+        let item = &self.samples[sample.index];
+        let posterior = stream("posterior").normals(elements);
+        let latent = |(i, mean): (usize, &f32)| mean + item.std.get(i).map_or(0.0, |std| std * posterior[i]);
+        let unconditional = stream("caption dropout").uniform() < self.dropout;
+        DrawnSample {
+            latents: item.mean.iter().enumerate().map(latent).collect(),
+            noise: stream("noise").normals(elements),
+            timestep: stream("timestep").below(self.alphas_cumprod.len() as u64) as usize,
+            condition: if unconditional { &self.unconditional } else { &item.condition },
         }
     }
-}
 
-/// What is random about one sample.
-struct Draw {
-    timestep: usize,
-    noise: Vec<f32>,
-    posterior: Vec<f32>,
-    unconditional: bool,
+    /// The mean loss over samples that are drawn, `[1]`: the formula without the draws, to be held against others'.
+    ///
+    /// # Panics
+    /// If a timestep is not below the schedule's length, or the latents are not of this objective's shape.
+    pub fn loss_of(&self, model: &M, samples: &[DrawnSample<'_, M::Condition>]) -> Tensor<B, 1> {
+        let [c, h, w] = self.shape;
+        let n = samples.len();
+        let (mut noised, mut target) = (Vec::with_capacity(n * c * h * w), Vec::with_capacity(n * c * h * w));
+        let (mut timesteps, mut weights, mut conditions) = (Vec::new(), Vec::new(), Vec::new());
+        for sample in samples {
+            let alpha_bar = self.alphas_cumprod[sample.timestep];
+            let (signal, noise) = (alpha_bar.sqrt() as f32, (1.0 - alpha_bar).sqrt() as f32);
+            noised.extend(sample.latents.iter().zip(&sample.noise).map(|(x, eps)| signal * x + noise * eps));
+            target.extend(&sample.noise);
+            timesteps.push(sample.timestep as f32);
+            weights.push(match self.weight {
+                SnrWeight::Uniform => 1.0,
+                SnrWeight::MinSnr(gamma) => {
+                    let snr = alpha_bar / (1.0 - alpha_bar);
+                    (snr.min(gamma) / snr) as f32
+                }
+            });
+            conditions.push(sample.condition);
+        }
+        let tensor =
+            |values: Vec<f32>| Tensor::<B, 4>::from_data(TensorData::new(values, [n, c, h, w]), &self.device);
+        let timesteps = Tensor::from_data(TensorData::new(timesteps, [n]), (&self.device, DType::F32));
+        let predicted = model.denoise(tensor(noised), timesteps, &conditions);
+        let error = predicted.sub(tensor(target));
+        let squared = error.clone().mul(error);
+        if self.weight == SnrWeight::Uniform {
+            return squared.mean();
+        }
+        let weights = Tensor::<B, 4>::from_data(TensorData::new(weights, [n, 1, 1, 1]), &self.device);
+        squared.mul(weights).mean()
+    }
 }
 
 impl<B: AutodiffBackend, M: Denoise<B> + burn::module::AutodiffModule<B>> Objective<B> for Diffusion<B, M> {
@@ -121,41 +180,13 @@ impl<B: AutodiffBackend, M: Denoise<B> + burn::module::AutodiffModule<B>> Object
         format!("{} {:?} dropout {} {ends:?}", self.fingerprint, self.weight, self.dropout)
     }
 
+    fn prepare(&self, mut model: M, position: u64, seed: u64) -> M {
+        model.set_dropout_step(DropoutStep { seed, step: position });
+        model
+    }
+
     fn loss(&self, model: &M, samples: &[Sample], seed: u64) -> Tensor<B, 1> {
-        let [c, h, w] = self.shape;
-        let n = samples.len();
-        let (mut noised, mut target) = (Vec::with_capacity(n * c * h * w), Vec::with_capacity(n * c * h * w));
-        let (mut timesteps, mut weights, mut conditions) = (Vec::new(), Vec::new(), Vec::new());
-        for sample in samples {
-            let draw = self.draw(*sample, seed);
-            let item = &self.samples[sample.index];
-            let alpha_bar = self.alphas_cumprod[draw.timestep];
-            let (signal, noise) = (alpha_bar.sqrt() as f32, (1.0 - alpha_bar).sqrt() as f32);
-            for (i, mean) in item.mean.iter().enumerate() {
-                let latent = mean + item.std.get(i).map_or(0.0, |std| std * draw.posterior[i]);
-                noised.push(signal * latent + noise * draw.noise[i]);
-            }
-            target.extend(draw.noise);
-            timesteps.push(draw.timestep as f32);
-            weights.push(match self.weight {
-                SnrWeight::Uniform => 1.0,
-                SnrWeight::MinSnr(gamma) => {
-                    let snr = alpha_bar / (1.0 - alpha_bar);
-                    (snr.min(gamma) / snr) as f32
-                }
-            });
-            conditions.push(if draw.unconditional { &self.unconditional } else { &item.condition });
-        }
-        let tensor =
-            |values: Vec<f32>| Tensor::<B, 4>::from_data(TensorData::new(values, [n, c, h, w]), &self.device);
-        let timesteps = Tensor::from_data(TensorData::new(timesteps, [n]), (&self.device, DType::F32));
-        let predicted = model.denoise(tensor(noised), timesteps, &conditions);
-        let error = predicted.sub(tensor(target));
-        let squared = error.clone().mul(error);
-        if self.weight == SnrWeight::Uniform {
-            return squared.mean();
-        }
-        let weights = Tensor::<B, 4>::from_data(TensorData::new(weights, [n, 1, 1, 1]), &self.device);
-        squared.mul(weights).mean()
+        let drawn: Vec<_> = samples.iter().map(|sample| self.draw(*sample, seed)).collect();
+        self.loss_of(model, &drawn)
     }
 }

@@ -3,7 +3,7 @@
 mod diffusion;
 mod reconstruction;
 
-pub use diffusion::{Denoise, Diffusion, LatentSample, SnrWeight};
+pub use diffusion::{Denoise, Diffusion, DrawnSample, LatentSample, SnrWeight};
 pub use reconstruction::{Reconstruction, ReconstructionImages};
 
 use burn::tensor::Tensor;
@@ -33,6 +33,13 @@ pub trait Objective<B: AutodiffBackend> {
 
     /// Says what data this is, for telling runs apart.
     fn fingerprint(&self) -> String;
+
+    /// The model as it is for one backward pass, over the samples from `position` on: what it draws by itself, as an
+    /// adapter its dropout, has its source set here. Nothing else may change.
+    fn prepare(&self, model: Self::Model, position: u64, seed: u64) -> Self::Model {
+        let _ = (position, seed);
+        model
+    }
 
     /// The mean loss over `samples`, `[1]`; everything random is a function of their positions and `seed`.
     fn loss(&self, model: &Self::Model, samples: &[Sample], seed: u64) -> Tensor<B, 1>;

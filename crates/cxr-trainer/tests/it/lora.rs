@@ -85,3 +85,24 @@ fn the_adapter_alone_changes() {
         assert_eq!(info.id, stable_hash(info.path.as_bytes()), "{}", info.path);
     }
 }
+
+/// Masks are a function of seed and position: two runs agree, and one with dropout is another than one without.
+#[test]
+fn dropout_takes_part_and_repeats() {
+    let trained = |dropout: f64| {
+        let mut model = adapted_unet();
+        cxr_lora::detach(&mut model, cxr_lora::DEFAULT_NAME).unwrap();
+        cxr_lora::attach(&mut model, &cxr_lora::LoraConfig::new(2).with_dropout(dropout), 3).unwrap();
+        let config = TrainConfig {
+            steps: 3,
+            batch_size: 2,
+            learning_rate: LearningRate::constant(1e-2),
+            ..TrainConfig::default()
+        };
+        let folder = tempfile::tempdir().unwrap();
+        bits::<B, _>(&train(model, &diffusion(5), &config, folder.path(), &Silent).unwrap().model, Some(true))
+    };
+    let dropped = trained(0.5);
+    assert_eq!(dropped, trained(0.5));
+    assert_ne!(dropped, trained(0.0));
+}
