@@ -1,15 +1,16 @@
 """Hold every component against diffusers and transformers, at the size of any model folder.
 
 usage: python parity.py --model DIR [--dtype f32|f16|bf16] [--device flex] [--program PATH]
-Needs torch, diffusers, transformers, safetensors from PyPI, and the example program `parity`:
+Needs torch, diffusers, peft, transformers, safetensors from PyPI, and the example program `parity`:
     cargo build --release -p cxr-examples --example parity
 Inputs are drawn with a seed. The reference always computes in f32. Prints one line for each comparison, the norm of
 the difference over the norm of the reference, and fails if one is above its bar.
 """
 import argparse, json, pathlib, subprocess, sys, tempfile
-import torch
-from diffusers import (AutoencoderKL, DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, PNDMScheduler,
-                       UNet2DConditionModel)
+import peft, torch
+from diffusers import (AutoencoderKL, DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler,
+                       PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel)
+from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
@@ -19,7 +20,7 @@ ap.add_argument("--model", type=pathlib.Path, required=True)
 ap.add_argument("--dtype", default="f32", choices=["f32", "f16", "bf16"])
 ap.add_argument("--device", default="flex")
 ap.add_argument("--program", default=str(HERE.parent / "target/release/examples/parity"))
-ap.add_argument("--only", nargs="*", help="components, e.g. text unet")
+ap.add_argument("--only", nargs="*", help="components, e.g. text unet train-step")
 args = ap.parse_args()
 # f32 by what is asked of the CPU, TF32 on a GPU; f16 and bf16 by their 11 and 8 bits
 BAR = {"f32": 1e-4 if args.device == "flex" else 2e-3, "f16": 1e-2, "bf16": 2e-2}[args.dtype]
@@ -98,4 +99,30 @@ if wanted("scheduler"):
         found = ours("scheduler", {"sample": start, "model_outputs": outputs}, "--scheduler", name, "--steps", "30")
         compare(f"scheduler {name}, timesteps", found["timesteps"], scheduler.timesteps.float(), 1e-6)
         compare(f"scheduler {name}, 30 steps", found["samples"], torch.stack(samples), 1e-4)
+if wanted("train-step"):
+    unet = UNet2DConditionModel.from_pretrained(args.model / "unet", **load)
+    width = unet.config.cross_attention_dim
+    model = peft.get_peft_model(unet, peft.LoraConfig(r=8, lora_alpha=8, init_lora_weights="gaussian",
+                                                      target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:  # at zero, A would have no gradient
+            parameter.normal_(std=0.02, generator=draw)
+    latents, noise = (torch.randn(2, 4, 16, 16, generator=draw) for _ in range(2))
+    context, timestep = torch.randn(2, 77, width, generator=draw), torch.tensor([800, 37])
+    config = json.loads((args.model / "scheduler" / "scheduler_config.json").read_text())
+    noised = DDPMScheduler.from_config(config).add_noise(latents, noise, timestep)
+    with torch.enable_grad():
+        loss = torch.nn.functional.mse_loss(model(noised, timestep, context).sample, noise)
+        loss.backward()
+    with tempfile.TemporaryDirectory() as folder:
+        state = {k.removeprefix("base_model.model."): v for k, v in get_peft_model_state_dict(model).items()}
+        StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=state)
+        found = ours("train-step", {"latents": latents, "noise": noise, "timestep": timestep, "context": context},
+                     "--lora", f"{folder}/pytorch_lora_weights.safetensors")
+    compare("train-step, loss", found.pop("loss").flatten(), loss.detach().flatten())
+    expected = {"unet." + name.removeprefix("base_model.model.").replace(".default", ""): parameter.grad
+                for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert found.keys() == expected.keys(), sorted(found.keys() ^ expected.keys())[:4]
+    worst = max(expected, key=lambda name: float((found[name] - expected[name]).norm() / expected[name].norm()))
+    compare(f"train-step, worst of {len(expected)} gradients", found[worst], expected[worst])
 sys.exit(f"above the bar: {', '.join(failed)}" if failed else 0)

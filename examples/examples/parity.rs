@@ -16,7 +16,7 @@ use cxr::ldm::scheduler::{NoiseSchedule, NoiseScheduleConfig, Sampler, Steps, sa
 use cxr::ldm::unet::UNet2dCondition;
 use cxr::ldm::weights::ModelFiles;
 use cxr::lora::{self, Adaptable, TEXT_ENCODER, UNET};
-use cxr::trainer::{Diffusion, DrawnSample, SnrWeight};
+use cxr::trainer::{Diffusion, DrawnSample};
 use cxr_examples::arguments::Lora;
 use cxr_examples::backend::{DtypeArg, Job, RunArgs, exit, run};
 
@@ -140,8 +140,8 @@ impl Parity {
         let (timesteps, _) = inputs.read::<1>("timestep")?;
         let (context, [rows, tokens, width]) = inputs.read::<3>("context")?;
         let timesteps = timesteps.to_i64()?;
-        let alphas_cumprod = NoiseSchedule::new(config.schedule)?.alphas_cumprod().to_vec();
-        let last = alphas_cumprod.len() as i64 - 1;
+        let schedule = NoiseSchedule::new(config.schedule)?;
+        let last = schedule.alphas_cumprod().len() as i64 - 1;
         inputs.check(noise_shape == [n, c, h, w], "noise", || format!("[{n}, {c}, {h}, {w}]"))?;
         inputs.check(c == config.unet.in_channels, "latents", || {
             format!("[n, {}, h, w]", config.unet.in_channels)
@@ -172,16 +172,15 @@ impl Parity {
                 condition,
             })
             .collect();
-        let objective = Diffusion::<B, UNet2dCondition<B>> {
-            samples: Vec::new(),
-            shape: [c, h, w],
-            alphas_cumprod,
-            weight: SnrWeight::Uniform,
-            dropout: 0.0,
-            unconditional: conditions[0].clone(),
-            fingerprint: String::new(),
-            device: device.clone(),
-        };
+        let unconditional = conditions[0].clone();
+        let objective = Diffusion::<B, UNet2dCondition<B>>::new(
+            &schedule,
+            Vec::new(),
+            [c, h, w],
+            unconditional,
+            String::new(),
+            device,
+        );
         let loss = objective.loss_of(&unet, &samples);
         let mut outputs = vec![("loss".to_string(), raw(loss.clone().inner()))];
         let gradients = loss.backward();

@@ -350,16 +350,19 @@ impl Args {
         progress: &dyn Progress,
     ) -> Result<TextToLatent<B>> {
         let side = config.unet.sample_size;
-        let objective = Diffusion::<B, TextToLatent<B>> {
+        let schedule = NoiseSchedule::new(config.schedule.clone())?;
+        let shape = [config.vae.latent_channels, side, side];
+        let unconditional = ids(&ClipTokenizer::embedded(), "");
+        let fingerprint = format!("pool {} scaled by {}", pass.pool, config.vae.scaling_factor);
+        let plain = Diffusion::<B, TextToLatent<B>>::new(
+            &schedule,
             samples,
-            shape: [config.vae.latent_channels, side, side],
-            alphas_cumprod: NoiseSchedule::new(config.schedule.clone())?.alphas_cumprod().to_vec(),
-            weight: SnrWeight::MinSnr(5.0),
-            dropout: 0.1,
-            unconditional: ids(&ClipTokenizer::embedded(), ""),
-            fingerprint: format!("pool {} scaled by {}", pass.pool, config.vae.scaling_factor),
-            device: device.clone(),
-        };
+            shape,
+            unconditional,
+            fingerprint,
+            device,
+        );
+        let objective = Diffusion { weight: SnrWeight::MinSnr(5.0), dropout: 0.1, ..plain };
         let train_config = TrainConfig {
             steps: pass.steps,
             batch_size: self.denoiser_batch,

@@ -365,16 +365,11 @@ fn diffusion<B: DiffusionAutodiff>(device: &B::Device) -> Diffusion<B, UNet2dCon
         condition: condition(&format!("caption of {name}")),
     };
     let schedule = cxr::ldm::scheduler::NoiseSchedule::new(NoiseScheduleConfig::sd15());
-    Diffusion {
-        samples: vec![sample("one"), sample("two")],
-        shape,
-        alphas_cumprod: schedule.expect("published settings").alphas_cumprod().to_vec(),
-        weight: SnrWeight::MinSnr(5.0),
-        dropout: 0.0,
-        unconditional: condition("no caption"),
-        fingerprint: "two pictures of noise".to_string(),
-        device: device.clone(),
-    }
+    let (samples, unconditional) = (vec![sample("one"), sample("two")], condition("no caption"));
+    let fingerprint = "two pictures of noise".to_string();
+    let schedule = schedule.expect("published settings");
+    let plain = Diffusion::new(&schedule, samples, shape, unconditional, fingerprint, device);
+    Diffusion { weight: SnrWeight::MinSnr(5.0), ..plain }
 }
 
 /// Reads the gradients that there are, by path.

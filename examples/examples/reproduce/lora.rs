@@ -13,7 +13,7 @@ use cxr::kernels::{DiffusionAutodiff, DiffusionBackend};
 use cxr::ldm::pipeline::{LoadOptions, ModelFolder, ModelParts, StableDiffusion};
 use cxr::ldm::unet::UNet2dCondition;
 use cxr::lora::{self, Format, LoraConfig, Provenance, UNET};
-use cxr::trainer::{Diffusion, LatentSample, LearningRate, SnrWeight, TrainConfig, train, watch};
+use cxr::trainer::{Diffusion, LatentSample, LearningRate, TrainConfig, train, watch};
 use cxr_examples::demo::{latents, thumbnails::Thumbnails};
 use cxr_examples::progress::Titled;
 use serde::{Deserialize, Serialize};
@@ -148,16 +148,11 @@ fn objective<B: DiffusionAutodiff>(
     let config = &pipeline.parts().config;
     latents::scale(&mut samples, config.vae.scaling_factor);
     let side = config.unet.sample_size;
-    Ok(Diffusion {
-        samples,
-        shape: [config.vae.latent_channels, side, side],
-        alphas_cumprod: pipeline.parts().schedule.alphas_cumprod().to_vec(),
-        weight: SnrWeight::Uniform,
-        dropout: args.caption_dropout,
-        unconditional,
-        fingerprint: format!("{} {}", pipeline.parts().hash, split),
-        device: device.clone(),
-    })
+    let shape = [config.vae.latent_channels, side, side];
+    let fingerprint = format!("{} {}", pipeline.parts().hash, split);
+    let schedule = &pipeline.parts().schedule;
+    let plain = Diffusion::new(schedule, samples, shape, unconditional, fingerprint, device);
+    Ok(Diffusion { dropout: args.caption_dropout, ..plain })
 }
 
 fn embed<B: DiffusionBackend>(pipeline: &StableDiffusion<B>, prompt: &str) -> Result<Condition> {

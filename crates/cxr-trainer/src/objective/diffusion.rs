@@ -4,6 +4,7 @@ use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{DType, Tensor, TensorData};
 use cxr_core::random::Stream;
 use cxr_kernels::DiffusionBackend;
+use cxr_ldm::scheduler::{NoiseSchedule, PredictionType};
 use cxr_ldm::unet::{Context, UNet2dCondition};
 use cxr_lora::DropoutStep;
 use serde::{Deserialize, Serialize};
@@ -85,13 +86,13 @@ pub enum SnrWeight {
     /// All the same: the paper's.
     #[default]
     Uniform,
-    /// `min(SNR, gamma) / SNR` (Hang et al., 2023), for noise prediction.
+    /// `min(SNR, gamma) / SNR` for noise, `min(SNR, gamma) / (SNR + 1)` for velocity (Hang et al., 2023).
     MinSnr(f64),
 }
 
-/// Mean squared error of the predicted noise (Ho et al., 2020, equation 14) on cached latents.
+/// Mean squared error of the predicted noise (Ho et al., 2020, equation 14), or velocity, on cached latents.
 ///
-/// For each sample, from streams named by its position: a timestep uniform in `[0, T)`, noise, and the draw from
+/// Made by [`new`](Self::new) with the options off. For each sample, from streams named by its position: a timestep uniform in `[0, T)`, noise, and the draw from
 /// the autoencoder's posterior.
 pub struct Diffusion<B: AutodiffBackend, M: Denoise<B>> {
     /// The pictures.
@@ -100,6 +101,11 @@ pub struct Diffusion<B: AutodiffBackend, M: Denoise<B>> {
     pub shape: [usize; 3],
     /// Cumulative products of the schedule, `[T]`.
     pub alphas_cumprod: Vec<f64>,
+    /// What the model predicts: the schedule's, which is the model's own.
+    pub prediction: PredictionType,
+    /// A normal number times this is added to the noise of each channel, the same for all its pixels: the model learns
+    /// to change the brightness of a whole picture (Guttenberg, 2023, "Diffusion with offset noise"). Usually 0 to 0.1.
+    pub noise_offset: f32,
     /// How much each timestep counts.
     pub weight: SnrWeight,
     /// How often the condition is replaced by `unconditional`, so that guidance has something to hold against.
@@ -113,6 +119,31 @@ pub struct Diffusion<B: AutodiffBackend, M: Denoise<B>> {
 }
 
 impl<B: AutodiffBackend, M: Denoise<B>> Diffusion<B, M> {
+    /// The objective of a model that was trained with `schedule`, on pictures of `shape`: every timestep counts the
+    /// same, every caption is kept, no offset noise. `unconditional` is the condition of an empty prompt, and
+    /// `fingerprint` says what data this is.
+    pub fn new(
+        schedule: &NoiseSchedule,
+        samples: Vec<LatentSample<M::Condition>>,
+        shape: [usize; 3],
+        unconditional: M::Condition,
+        fingerprint: String,
+        device: &B::Device,
+    ) -> Self {
+        Self {
+            samples,
+            shape,
+            alphas_cumprod: schedule.alphas_cumprod().to_vec(),
+            prediction: schedule.config().prediction_type,
+            noise_offset: 0.0,
+            weight: SnrWeight::Uniform,
+            dropout: 0.0,
+            unconditional,
+            fingerprint,
+            device: device.clone(),
+        }
+    }
+
     /// One sample with its timestep, noise, point in the posterior, and condition.
     fn draw(&self, sample: Sample, seed: u64) -> DrawnSample<'_, M::Condition> {
         let stream = |purpose: &str| Stream::new(seed, purpose, sample.position);
@@ -121,9 +152,17 @@ impl<B: AutodiffBackend, M: Denoise<B>> Diffusion<B, M> {
         let posterior = stream("posterior").normals(elements);
         let latent = |(i, mean): (usize, &f32)| mean + item.std.get(i).map_or(0.0, |std| std * posterior[i]);
         let unconditional = stream("caption dropout").uniform() < self.dropout;
+        let mut noise = stream("noise").normals(elements);
+        if self.noise_offset != 0.0 {
+            let [channels, ..] = self.shape;
+            let offsets = stream("noise offset").normals(channels);
+            for (channel, offset) in noise.chunks_mut(elements / channels).zip(offsets) {
+                channel.iter_mut().for_each(|value| *value += self.noise_offset * offset);
+            }
+        }
         DrawnSample {
             latents: item.mean.iter().enumerate().map(latent).collect(),
-            noise: stream("noise").normals(elements),
+            noise,
             timestep: stream("timestep").below(self.alphas_cumprod.len() as u64) as usize,
             condition: if unconditional { &self.unconditional } else { &item.condition },
         }
@@ -142,13 +181,22 @@ impl<B: AutodiffBackend, M: Denoise<B>> Diffusion<B, M> {
             let alpha_bar = self.alphas_cumprod[sample.timestep];
             let (signal, noise) = (alpha_bar.sqrt() as f32, (1.0 - alpha_bar).sqrt() as f32);
             noised.extend(sample.latents.iter().zip(&sample.noise).map(|(x, eps)| signal * x + noise * eps));
-            target.extend(&sample.noise);
+            match self.prediction {
+                PredictionType::Epsilon => target.extend(&sample.noise),
+                PredictionType::VPrediction => target.extend(
+                    sample.latents.iter().zip(&sample.noise).map(|(x, eps)| signal * eps - noise * x),
+                ),
+            }
             timesteps.push(sample.timestep as f32);
             weights.push(match self.weight {
                 SnrWeight::Uniform => 1.0,
                 SnrWeight::MinSnr(gamma) => {
                     let snr = alpha_bar / (1.0 - alpha_bar);
-                    (snr.min(gamma) / snr) as f32
+                    let of_target = match self.prediction {
+                        PredictionType::Epsilon => snr,
+                        PredictionType::VPrediction => snr + 1.0,
+                    };
+                    (snr.min(gamma) / of_target) as f32
                 }
             });
             conditions.push(sample.condition);
@@ -177,7 +225,8 @@ impl<B: AutodiffBackend, M: Denoise<B> + burn::module::AutodiffModule<B>> Object
     fn fingerprint(&self) -> String {
         // what the schedule is, told by its two ends and length: no two in use agree in all three
         let ends = (self.alphas_cumprod.first(), self.alphas_cumprod.last(), self.alphas_cumprod.len());
-        format!("{} {:?} dropout {} {ends:?}", self.fingerprint, self.weight, self.dropout)
+        let Self { fingerprint, weight, dropout, prediction, noise_offset, .. } = self;
+        format!("{fingerprint} {weight:?} dropout {dropout} {ends:?} {prediction:?} offset {noise_offset}")
     }
 
     fn prepare(&self, mut model: M, position: u64, seed: u64) -> M {

@@ -39,16 +39,12 @@ pub(crate) fn diffusion(n: usize) -> Diffusion<B, UNet2dCondition<B>> {
         condition: condition(index),
     };
     let schedule = NoiseSchedule::new(NoiseScheduleConfig::sd15()).unwrap();
-    Diffusion {
-        samples: (0..n as u64).map(sample).collect(),
-        shape: [4, 8, 8],
-        alphas_cumprod: schedule.alphas_cumprod().to_vec(),
-        weight: SnrWeight::MinSnr(5.0),
-        dropout: 0.3,
-        unconditional: condition(1000),
-        fingerprint: format!("{n} pictures of noise"),
-        device: Default::default(),
-    }
+    let samples = (0..n as u64).map(sample).collect();
+    let fingerprint = format!("{n} pictures of noise");
+    let unconditional = condition(1000);
+    let plain =
+        Diffusion::new(&schedule, samples, [4, 8, 8], unconditional, fingerprint, &Default::default());
+    Diffusion { weight: SnrWeight::MinSnr(5.0), dropout: 0.3, ..plain }
 }
 
 /// Bits of every parameter by path; all, or those that are trainable.

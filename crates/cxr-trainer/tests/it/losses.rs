@@ -4,7 +4,7 @@ use burn::module::{Module, Param};
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 use cxr_core::random::Stream;
-use cxr_ldm::scheduler::{NoiseSchedule, NoiseScheduleConfig};
+use cxr_ldm::scheduler::{NoiseSchedule, NoiseScheduleConfig, PredictionType};
 use cxr_trainer::{Denoise, Diffusion, LatentSample, Objective, Sample, SnrWeight};
 
 use crate::common::B;
@@ -30,23 +30,23 @@ impl<B: Backend> Denoise<B> for Plain<B> {
     }
 }
 
-fn objective(weight: SnrWeight, dropout: f32) -> Diffusion<B, Plain<B>> {
+fn objective(
+    weight: SnrWeight,
+    dropout: f32,
+    prediction: PredictionType,
+    noise_offset: f32,
+) -> Diffusion<B, Plain<B>> {
     let sample = |index: u64| LatentSample {
         mean: Stream::new(2, "mean", index).normals(ELEMENTS),
         // the last one has no deviation
         std: if index == 3 { Vec::new() } else { vec![0.2 + 0.1 * index as f32; ELEMENTS] },
         condition: index as f32,
     };
-    Diffusion {
-        samples: (0..4).map(sample).collect(),
-        shape: SHAPE,
-        alphas_cumprod: NoiseSchedule::new(NoiseScheduleConfig::sd15()).unwrap().alphas_cumprod().to_vec(),
-        weight,
-        dropout,
-        unconditional: -1.0,
-        fingerprint: String::new(),
-        device: Default::default(),
-    }
+    let config = NoiseScheduleConfig { prediction_type: prediction, ..NoiseScheduleConfig::sd15() };
+    let schedule = NoiseSchedule::new(config).unwrap();
+    let samples = (0..4).map(sample).collect();
+    let plain = Diffusion::new(&schedule, samples, SHAPE, -1.0, String::new(), &Default::default());
+    Diffusion { weight, dropout, noise_offset, ..plain }
 }
 
 /// Ho et al., 2020, equation 14 (times the weight of Hang et al., 2023): the mean over all elements.
@@ -57,6 +57,7 @@ fn formula(objective: &Diffusion<B, Plain<B>>, samples: &[Sample], w: f64, seed:
         let stream = |purpose: &str| Stream::new(seed, purpose, sample.position);
         let t = stream("timestep").below(1000);
         let (noise, posterior) = (stream("noise").normals(ELEMENTS), stream("posterior").normals(ELEMENTS));
+        let offsets = stream("noise offset").normals(SHAPE[0]);
         let is_dropped = stream("caption dropout").uniform() < objective.dropout;
         let condition = if is_dropped { objective.unconditional } else { item.condition };
         let alpha_bar = objective.alphas_cumprod[t as usize];
@@ -64,23 +65,31 @@ fn formula(objective: &Diffusion<B, Plain<B>>, samples: &[Sample], w: f64, seed:
             SnrWeight::Uniform => 1.0,
             SnrWeight::MinSnr(gamma) => {
                 let snr = alpha_bar / (1.0 - alpha_bar);
-                snr.min(gamma) / snr
+                match objective.prediction {
+                    PredictionType::Epsilon => snr.min(gamma) / snr,
+                    PredictionType::VPrediction => snr.min(gamma) / (snr + 1.0),
+                }
             }
         };
         for i in 0..ELEMENTS {
             let std = item.std.get(i).copied().unwrap_or(0.0);
             let latent = f64::from(item.mean[i]) + f64::from(std) * f64::from(posterior[i]);
-            let eps = f64::from(noise[i]);
+            let offset = offsets[i / (ELEMENTS / SHAPE[0])];
+            let eps = f64::from(noise[i]) + f64::from(objective.noise_offset) * f64::from(offset);
             let noised = alpha_bar.sqrt() * latent + (1.0 - alpha_bar).sqrt() * eps;
             let predicted = w * noised + t as f64 / 1000.0 + f64::from(condition);
-            sum += weight * (predicted - eps).powi(2);
+            let target = match objective.prediction {
+                PredictionType::Epsilon => eps,
+                PredictionType::VPrediction => alpha_bar.sqrt() * eps - (1.0 - alpha_bar).sqrt() * latent,
+            };
+            sum += weight * (predicted - target).powi(2);
         }
     }
     sum / (samples.len() * ELEMENTS) as f64
 }
 
 #[test]
-fn uniform_and_min_snr_are_their_formulas() {
+fn every_option_is_its_formula() {
     let (w, seed) = (0.7, 9);
     let model = Plain {
         w: Param::from_tensor(Tensor::from_data(TensorData::new(vec![w], [1]), &Default::default())),
@@ -89,25 +98,30 @@ fn uniform_and_min_snr_are_their_formulas() {
     let samples: Vec<Sample> =
         (0..32).map(|i| Sample { index: i % 4, position: 100 + 3 * i as u64 }).collect();
     let mut losses = Vec::new();
-    for (weight, dropout) in [
-        (SnrWeight::Uniform, 0.0),
-        (SnrWeight::Uniform, 0.5),
-        (SnrWeight::MinSnr(5.0), 0.0),
-        (SnrWeight::MinSnr(1.0), 0.5),
+    let (epsilon, velocity) = (PredictionType::Epsilon, PredictionType::VPrediction);
+    for (weight, dropout, prediction, offset) in [
+        (SnrWeight::Uniform, 0.0, epsilon, 0.0),
+        (SnrWeight::Uniform, 0.5, epsilon, 0.0),
+        (SnrWeight::Uniform, 0.0, epsilon, 0.5),
+        (SnrWeight::Uniform, 0.0, velocity, 0.0),
+        (SnrWeight::MinSnr(5.0), 0.0, epsilon, 0.0),
+        (SnrWeight::MinSnr(1.0), 0.5, epsilon, 0.0),
+        (SnrWeight::MinSnr(1.0), 0.0, velocity, 0.2),
     ] {
-        let objective = objective(weight, dropout);
+        let objective = objective(weight, dropout, prediction, offset);
         let found = objective.loss(&model, &samples, seed);
         assert_eq!(found.dims(), [1]);
         let found: f64 = found.into_data().iter::<f64>().sum();
         let expected = formula(&objective, &samples, w, seed);
-        assert!((found / expected - 1.0).abs() < 1e-5, "{weight:?}, dropout {dropout}: {found} {expected}");
+        let what = format!("{weight:?}, dropout {dropout}, {prediction:?}, offset {offset}");
+        assert!((found / expected - 1.0).abs() < 1e-5, "{what}: {found} {expected}");
         losses.push(found);
     }
     for (i, a) in losses.iter().enumerate() {
         assert!(losses[..i].iter().all(|b| (a / b - 1.0).abs() > 1e-2), "{losses:?}");
     }
     // another seed or position, another loss
-    let objective = objective(SnrWeight::Uniform, 0.0);
+    let objective = objective(SnrWeight::Uniform, 0.0, epsilon, 0.0);
     let loss = |samples: &[Sample], seed| {
         objective.loss(&model, samples, seed).into_data().iter::<f64>().sum::<f64>()
     };
