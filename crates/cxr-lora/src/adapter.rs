@@ -114,7 +114,11 @@ impl LoraConfig {
         Self { name: name.to_owned(), ..self }
     }
 
-    fn check(&self) -> Result<()> {
+    /// Checks what can be checked without a model; [`attach`] does so too.
+    ///
+    /// # Errors
+    /// [`LoraError::Setting`] names the first setting that is out of range.
+    pub fn validate(&self) -> Result<()> {
         let wrong = |setting: &str, expected, found: String| {
             Err(LoraError::Setting { setting: setting.to_owned(), expected, found })
         };
@@ -175,7 +179,7 @@ pub fn attach<B: Backend, M: Module<B> + Adaptable<B>>(
     config: &LoraConfig,
     seed: u64,
 ) -> Result<usize> {
-    config.check()?;
+    config.validate()?;
     let layers = layers(model)?;
     check_free(model, &config.name)?;
     let plan = config.plan(&layers)?;

@@ -89,7 +89,7 @@ impl TrainConfig {
     }
 }
 
-fn check(
+pub(crate) fn check(
     setting: &'static str,
     value: impl ToString,
     holds: bool,

@@ -13,6 +13,25 @@ pub enum TrainError {
         /// What is possible.
         expected: &'static str,
     },
+    /// No preset of that name.
+    #[error("there is no preset `{name}`; there are {known}")]
+    Preset {
+        /// What was asked for.
+        name: String,
+        /// Those there are.
+        known: String,
+    },
+    /// Settings that cannot be read.
+    #[error("{place}: {problem}")]
+    Config {
+        /// The file or the assignment.
+        place: String,
+        /// What is wrong.
+        problem: String,
+    },
+    /// An adapter's settings.
+    #[error(transparent)]
+    Lora(#[from] cxr_lora::LoraError),
     /// Nothing to train on.
     #[error("there are no samples to train on")]
     NoSamples,

@@ -7,6 +7,7 @@
 //! | Part | What |
 //! |---|---|
 //! | [`TrainConfig`] | everything that a run is a function of, besides data and initial weights |
+//! | [`FinetuneConfig`] | the settings of a fine-tuning: presets, TOML, one at a time |
 //! | [`Objective`] | the loss of the samples at given positions: [`Diffusion`], [`Reconstruction`] |
 //! | [`checkpoint`] | weights, moments and place of a run, written to a temporary folder and renamed |
 //! | [`watch`] | `metrics.jsonl` and the loss curve |
@@ -19,6 +20,7 @@ pub mod checkpoint;
 mod config;
 mod ema;
 mod error;
+mod finetune;
 mod gradients;
 mod initialize;
 mod objective;
@@ -27,6 +29,7 @@ pub mod watch;
 
 pub use config::{LearningRate, OptimizerConfig, Schedule, TrainConfig};
 pub use error::TrainError;
+pub use finetune::{BaseDtype, FinetuneConfig, PRESETS};
 pub use initialize::initialize;
 pub use objective::{
     Denoise, Diffusion, DrawnSample, LatentSample, Objective, Reconstruction, ReconstructionImages, Sample,
