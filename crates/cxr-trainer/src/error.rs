@@ -32,6 +32,21 @@ pub enum TrainError {
     /// An adapter's settings.
     #[error(transparent)]
     Lora(#[from] cxr_lora::LoraError),
+    /// A picture that cannot be used.
+    #[error(transparent)]
+    Data(#[from] cxr_dataset::DatasetError),
+    /// A picture of which the autoencoder made something that is no number.
+    #[error("{}: its latents are not finite: is the autoencoder in a dtype that it does not fit?", .image.display())]
+    Latents {
+        /// The picture.
+        image: PathBuf,
+    },
+    /// Asked to stop before there was anything to keep.
+    #[error("stopped while {stage}; the same command starts again")]
+    Stopped {
+        /// What it was doing.
+        stage: &'static str,
+    },
     /// Nothing to train on.
     #[error("there are no samples to train on")]
     NoSamples,

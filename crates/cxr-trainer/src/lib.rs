@@ -8,6 +8,7 @@
 //! |---|---|
 //! | [`TrainConfig`] | everything that a run is a function of, besides data and initial weights |
 //! | [`FinetuneConfig`] | the settings of a fine-tuning: presets, TOML, one at a time |
+//! | [`encode`] | latents of pictures and embeddings of prompts, once |
 //! | [`Objective`] | the loss of the samples at given positions: [`Diffusion`], [`Reconstruction`] |
 //! | [`checkpoint`] | weights, moments and place of a run, written to a temporary folder and renamed |
 //! | [`watch`] | `metrics.jsonl` and the loss curve |
@@ -19,6 +20,7 @@
 pub mod checkpoint;
 mod config;
 mod ema;
+pub mod encode;
 mod error;
 mod finetune;
 mod gradients;

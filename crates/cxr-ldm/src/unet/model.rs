@@ -1,5 +1,5 @@
 use burn::module::Module;
-use burn::tensor::{Tensor, backend::Backend};
+use burn::tensor::{DType, Tensor, backend::Backend};
 use cxr_kernels::nn::{GroupNorm, GroupNormConfig};
 use cxr_kernels::{DiffusionBackend, ops};
 use cxr_lora::{Adaptable, LayerMut, LayerRef, LoraConv2d, LoraConv2dConfig};
@@ -38,6 +38,13 @@ impl<B: Backend> UNet2dCondition<B> {
                 .init(device),
             conv_out: conv(first, config.out_channels),
         }
+    }
+}
+
+impl<B: Backend> UNet2dCondition<B> {
+    /// The dtype of the weights, which latents and context have to have.
+    pub fn dtype(&self) -> DType {
+        self.conv_in.weight.val().dtype()
     }
 }
 

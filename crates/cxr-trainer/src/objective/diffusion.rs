@@ -43,8 +43,11 @@ impl<B: DiffusionBackend> Denoise<B> for UNet2dCondition<B> {
         let [tokens, width] = conditions.first().map_or([0, 0], |(_, shape)| *shape);
         let values: Vec<f32> = conditions.iter().flat_map(|(values, _)| values.iter().copied()).collect();
         let data = TensorData::new(values, [conditions.len(), tokens, width]);
-        let hidden = Tensor::from_data(data, &latents.device());
-        self.forward(latents, timesteps, &Context::new(hidden))
+        let hidden = Tensor::<B, 3>::from_data(data, &latents.device());
+        // The frozen weights may be in half precision; what is compared with the target is f32.
+        let dtype = self.dtype();
+        let predicted = self.forward(latents.cast(dtype), timesteps, &Context::new(hidden.cast(dtype)));
+        predicted.cast(DType::F32)
     }
 
     fn set_dropout_step(&mut self, step: DropoutStep) {

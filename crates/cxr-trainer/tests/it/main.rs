@@ -3,6 +3,7 @@
 mod accumulation;
 mod checkpoints;
 mod common;
+mod encode;
 mod formulas;
 mod lora;
 mod losses;

@@ -1,0 +1,57 @@
+//! The card beside an adapter: what it is, what it was made from, and what it is for.
+
+use cxr::lora::Provenance;
+
+pub(crate) struct Card<'a> {
+    /// The base model as it was asked for.
+    pub(crate) model: &'a str,
+    pub(crate) provenance: &'a Provenance,
+    /// All settings, as TOML.
+    pub(crate) settings: &'a str,
+    /// Pairs that were trained on.
+    pub(crate) pairs: usize,
+    pub(crate) layers: usize,
+    pub(crate) trainable: usize,
+    /// Smoothed loss at the end.
+    pub(crate) loss: f64,
+}
+
+impl Card<'_> {
+    pub(crate) fn text(&self) -> String {
+        let Self { model, provenance, settings, pairs, layers, trainable, loss } = self;
+        let of = |value: &Option<String>| value.clone().unwrap_or_else(|| "unknown".to_owned());
+        let steps = provenance.steps.map_or_else(|| "unknown".to_owned(), |steps| steps.to_string());
+        format!(
+            "# A LoRA adapter for synthetic chest radiographs
+
+For research. Not for diagnosis, nor for anything that is used on patients: a picture that is made with it shows what a
+model makes of a sentence, and is no evidence of what a disease looks like.
+
+`adapter.safetensors` is in diffusers' format; `pipe.load_lora_weights` and this project's `synthesize --lora` load it.
+
+| | |
+|---|---|
+| Base model | {model}; its licence holds for what is made with it (Stable Diffusion 1.x: CreativeML OpenRAIL-M) |
+| SHA-256 of the base's weights | {} |
+| Trained on | {pairs} pairs |
+| SHA-256 of the list of data | {} |
+| SHA-256 of the split | {} |
+| Optimizer steps | {steps} |
+| Layers with an adapter | {layers}, {trainable} parameters |
+| Smoothed loss at the end | {loss:.4} |
+
+![loss](loss.png)
+
+## Settings
+
+```toml
+{}
+```
+",
+            of(&provenance.base_model),
+            of(&provenance.dataset),
+            of(&provenance.split),
+            settings.trim()
+        )
+    }
+}
