@@ -21,6 +21,11 @@ impl ImageLoader {
         Self { options, cache: None }
     }
 
+    /// How pictures are brought to size.
+    pub fn options(&self) -> &ImageOptions {
+        &self.options
+    }
+
     /// Decoded pictures are kept.
     pub fn with_cache(self, cache: Arc<ImageCache>) -> Self {
         Self { cache: Some(cache), ..self }

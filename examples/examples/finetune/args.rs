@@ -43,6 +43,9 @@ pub(crate) struct Args {
     /// Folder for everything that the run makes.
     #[arg(long, value_name = "DIR", default_value = "out/finetune")]
     pub(crate) out: PathBuf,
+    /// Folder for latents and embeddings, which are made once [default: cache in --out]. Several runs may share it.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) cache: Option<PathBuf>,
     /// A folder with checkpoints: go on from the newest (auto), or refuse it (no).
     #[arg(long, value_enum, default_value_t = Resume::Auto)]
     pub(crate) resume: Resume,

@@ -3,6 +3,7 @@
 mod args;
 mod card;
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -88,8 +89,9 @@ impl Job for Finetune {
         let parts = files.load::<B>(&options, &device).context("--model")?;
         provenance.base_model = Some(parts.hash.clone());
         let data = format!("{} {:?} {}", parts.hash, provenance.dataset, config.image_size);
+        let cache = args.cache.clone().unwrap_or_else(|| out.join("cache"));
         let (objective, mut unet) =
-            objective::<B>(&config, (&collection, &split), parts, data, &device, &terminal)?;
+            objective::<B>(&config, (&collection, &split), parts, data, &device, &cache, &terminal)?;
         let layers = lora::attach(&mut unet, &config.lora, config.seed)?;
         let (all, trainable) = parameters::count(&unet);
         if !args.run.quiet {
@@ -140,25 +142,29 @@ fn objective<B: DiffusionAutodiff>(
     parts: ModelParts<B>,
     fingerprint: String,
     device: &B::Device,
+    cache: &Path,
     progress: &dyn Progress,
 ) -> Result<(Diffusion<B, UNet2dCondition<B>>, UNet2dCondition<B>)> {
-    let ModelParts { text, unet, vae, tokenizer, schedule, config: model, .. } = parts;
+    let ModelParts { text, unet, vae, tokenizer, schedule, config: model, hash, .. } = parts;
     let images = ImageLoader::new(Args::images(config));
-    let factor = model.vae.scaling_factor;
+    let (dtype, factor) = (float(config.base_dtype), model.vae.scaling_factor);
+    let kept = encode::EncodeCache { folder: cache, model: &hash };
     let (moments, shape) = encode::moments::<B::InnerBackend>(
         &vae.valid(),
-        float(config.base_dtype),
+        dtype,
         factor,
         (collection, &split.train),
         &images,
         BATCH,
+        Some(&kept),
         device,
         progress,
     )?;
     drop(vae);
     let prompts = || split.train.iter().map(|&position| collection.pairs[position].text.as_str());
     let text = text.valid();
-    let embeddings = encode::embeddings(|ids| text.forward(ids), &tokenizer, prompts(), device, progress)?;
+    let embed = |ids| text.forward(ids);
+    let embeddings = encode::embeddings(embed, dtype, &tokenizer, prompts(), Some(&kept), device, progress)?;
     let samples = encode::pair_up(moments, prompts(), &embeddings);
     let unconditional = embeddings[""].clone();
     let plain = Diffusion::new(&schedule, samples, shape, unconditional, fingerprint, device);

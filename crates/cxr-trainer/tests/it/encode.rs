@@ -46,6 +46,7 @@ fn moments_are_the_autoencoders_scaled() {
             (&collection, positions),
             &images(),
             batch,
+            None,
             &device,
             &Silent,
         )
@@ -85,7 +86,16 @@ fn each_prompt_is_embedded_once_and_the_empty_one_is_there() {
         calls.set(calls.get() + ids.dims()[0]);
         text.forward(ids)
     };
-    let found = encode::embeddings(embed, &ClipTokenizer::embedded(), prompts(), &device, &Silent).unwrap();
+    let found = encode::embeddings(
+        embed,
+        FloatDType::F32,
+        &ClipTokenizer::embedded(),
+        prompts(),
+        None,
+        &device,
+        &Silent,
+    )
+    .unwrap();
     assert_eq!((found.len(), calls.get()), (3, 3));
     assert!(found.contains_key("") && found["Edema."].0 != found["Clear."].0);
     let [tokens, width] = found["Edema."].1;
@@ -111,10 +121,88 @@ fn a_picture_that_is_gone_and_a_wish_to_stop() {
     let (collection, vae) = (collection(folder.path()), autoencoder());
     let encode = |progress: &dyn Progress| {
         let data = (&collection, &[0, 1, 2][..]);
-        encode::moments(&vae, FloatDType::F32, 1.0, data, &images(), 1, &Default::default(), progress)
+        encode::moments(&vae, FloatDType::F32, 1.0, data, &images(), 1, None, &Default::default(), progress)
     };
     assert!(matches!(encode(&Impatient), Err(TrainError::Stopped { .. })));
     std::fs::remove_file(folder.path().join("1.png")).unwrap();
     let error = encode(&Silent).unwrap_err().to_string();
     assert!(error.contains("1.png") && error.contains("metadata.jsonl"), "{error}");
+}
+
+/// Another autoencoder under the same name shows what comes from the cache.
+#[test]
+fn what_is_kept_is_not_made_again_unless_something_changed() {
+    let folder = tempfile::tempdir().unwrap();
+    let collection = collection(folder.path());
+    let kept = folder.path().join("cache");
+    let [first, second] =
+        [3, 4].map(|seed| initialize(AutoencoderKlConfig::tiny().init::<Flex>(&Default::default()), seed));
+    let encode = |vae: &AutoencoderKl<Flex>, model: &str, size: u32, cached: bool| {
+        let cache = encode::EncodeCache { folder: &kept, model };
+        let images = ImageLoader::new(ImageOptions::new(size));
+        let (data, cache) = ((&collection, &[0, 1, 2][..]), cached.then_some(&cache));
+        encode::moments(vae, FloatDType::F32, 1.0, data, &images, 2, cache, &Default::default(), &Silent)
+            .unwrap()
+    };
+    let plain = encode(&first, "a", 16, false);
+    assert_eq!(encode(&first, "a", 16, true), plain);
+    assert_eq!(encode(&second, "a", 16, true), plain, "kept");
+    let other = encode(&second, "b", 16, true);
+    assert_ne!(other, plain, "another model");
+    assert_eq!(other, encode(&second, "b", 16, false));
+    assert_ne!(encode(&second, "a", 32, true).1, plain.1, "another size");
+
+    // A bit turned, a file cut off: made again, by the model at hand.
+    for damage in [
+        |bytes: &mut Vec<u8>| {
+            let last = bytes.len() - 1;
+            bytes[last] ^= 1;
+        },
+        |bytes: &mut Vec<u8>| bytes.truncate(bytes.len() / 2),
+        |bytes: &mut Vec<u8>| bytes.clear(),
+    ] {
+        encode(&first, "c", 16, true);
+        for entry in kept.read_dir().unwrap() {
+            let path = entry.unwrap().path();
+            let mut bytes = std::fs::read(&path).unwrap();
+            damage(&mut bytes);
+            std::fs::write(&path, bytes).unwrap();
+        }
+        assert_eq!(encode(&second, "c", 16, true), other, "damaged");
+        assert_eq!(encode(&first, "c", 16, true), other, "and kept again");
+        std::fs::remove_dir_all(&kept).unwrap();
+    }
+
+    // A picture that was written again.
+    assert_eq!(encode(&first, "a", 16, true), plain);
+    let image = folder.path().join("1.png");
+    let later = std::fs::metadata(&image).unwrap().modified().unwrap() + std::time::Duration::from_secs(1);
+    std::fs::File::options().write(true).open(&image).unwrap().set_modified(later).unwrap();
+    assert_eq!(encode(&second, "a", 16, true), other);
+}
+
+#[test]
+fn embeddings_are_kept_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let (kept, device) = (folder.path().join("cache"), Default::default());
+    let config = ClipTextConfig { vocab_size: 49408, ..ClipTextConfig::tiny() };
+    let text = initialize(config.init::<Flex>(&device), 3);
+    let calls = std::cell::Cell::new(0);
+    let embed = |prompts: &[&'static str], model: &str| {
+        let cache = encode::EncodeCache { folder: &kept, model };
+        let embed = |ids: Tensor<Flex, 2, burn::tensor::Int>| {
+            calls.set(calls.get() + 1);
+            text.forward(ids)
+        };
+        let (tokenizer, prompts) = (ClipTokenizer::embedded(), prompts.iter().copied());
+        encode::embeddings(embed, FloatDType::F32, &tokenizer, prompts, Some(&cache), &device, &Silent)
+            .unwrap()
+    };
+    let first = embed(&["Edema.", "Clear."], "a");
+    assert_eq!(calls.get(), 1);
+    assert_eq!(embed(&["Clear.", "Edema.", "Edema."], "a"), first);
+    assert_eq!(calls.get(), 1);
+    embed(&["Clear.", "Edema."], "b");
+    embed(&["Clear."], "a");
+    assert_eq!(calls.get(), 3);
 }
