@@ -211,7 +211,7 @@ impl FinetuneConfig {
     /// [`TrainError::Setting`] names the first that cannot be meant; [`TrainError::Lora`] for the adapter's.
     pub fn validate(&self) -> Result<(), TrainError> {
         let size = self.image_size;
-        check("image_size", size, size > 0 && size % 8 == 0, "a multiple of 8")?;
+        check("image_size", size, size > 0 && size.is_multiple_of(8), "a multiple of 8")?;
         check("epochs", self.epochs, self.epochs >= 1, "at least 1")?;
         if let Some(steps) = self.max_steps {
             check("max_steps", steps, steps >= 1, "at least 1")?;
