@@ -135,6 +135,9 @@ impl Job for Finetune {
     }
 }
 
+/// What is learnt: the noise in latents, by a UNet.
+type Noise<B> = Diffusion<B, UNet2dCondition<B>>;
+
 /// Latents and embeddings of what is trained on, and the UNet, which is all that stays in memory of the model.
 fn objective<B: DiffusionAutodiff>(
     config: &FinetuneConfig,
@@ -144,7 +147,7 @@ fn objective<B: DiffusionAutodiff>(
     device: &B::Device,
     cache: &Path,
     progress: &dyn Progress,
-) -> Result<(Diffusion<B, UNet2dCondition<B>>, UNet2dCondition<B>)> {
+) -> Result<(Noise<B>, UNet2dCondition<B>)> {
     let ModelParts { text, unet, vae, tokenizer, schedule, config: model, hash, .. } = parts;
     let images = ImageLoader::new(Args::images(config));
     let (dtype, factor) = (float(config.base_dtype), model.vae.scaling_factor);
