@@ -159,7 +159,7 @@ impl<'a, B: AutodiffBackend, O: Objective<B>> Run<'a, B, O> {
         for batch in &batches {
             let alone = cxr_kernels::graph_guard();
             let position = batch.first().map_or(0, |sample| sample.position);
-            self.model = self.objective.prepare(self.model.clone(), position, self.config.seed);
+            self.objective.prepare(&mut self.model, position, self.config.seed);
             let batch_loss = self.objective.loss(&self.model, batch, self.config.seed);
             loss += batch_loss.clone().into_data().iter::<f64>().sum::<f64>() * batch.len() as f64
                 / samples as f64;

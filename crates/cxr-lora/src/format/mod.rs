@@ -105,13 +105,10 @@ fn parse(key: &str) -> Option<Parsed> {
 /// Strict: a key of no known scheme, or of another scheme than the rest, a missing factor, a shape that does not
 /// fit, a rank other than the file's own settings say, a value that is not finite; each names the key.
 pub fn read(path: impl AsRef<Path>) -> Result<(Adapter, Format)> {
-    let path = weights_file(path);
-    let file = TensorFile::open(&path)?;
-    let names: Vec<String> = file.names().map(str::to_owned).collect();
-    let (format, parsed) = recognize(&path, &names)?;
+    let (file, format, parsed) = open(path.as_ref())?;
     let settings = match format {
         Format::Diffusers => diffusers::settings(&file, &parsed)?,
-        Format::Peft => peft::settings(&path)?,
+        Format::Peft => peft::settings(file.path())?,
         _ => BTreeMap::new(),
     };
     let mut modules = BTreeMap::new();
@@ -132,10 +129,7 @@ pub fn read(path: impl AsRef<Path>) -> Result<(Adapter, Format)> {
 /// # Errors
 /// As [`read`], as far as keys are concerned.
 pub fn factor_keys(path: impl AsRef<Path>) -> Result<BTreeMap<ModuleKey, [String; 2]>> {
-    let path = weights_file(path);
-    let file = TensorFile::open(&path)?;
-    let names: Vec<String> = file.names().map(str::to_owned).collect();
-    let (_format, parsed) = recognize(&path, &names)?;
+    let (_file, _format, parsed) = open(path.as_ref())?;
     let both = |(module, keys): (ModuleKey, Keys)| {
         let missing = |missing| LoraError::MissingFactor { module: module.to_string(), missing };
         let a = keys.a.ok_or_else(|| missing("A (down)"))?;
@@ -186,6 +180,14 @@ pub fn weights_file(path: impl AsRef<Path>) -> PathBuf {
     let candidates = NAMES.map(|name| path.join(name));
     // With none of them there, opening the first gives the error that names what was looked for.
     candidates.iter().find(|file| file.is_file()).unwrap_or(&candidates[0]).clone()
+}
+
+/// The file that `path` means, its format, and its keys understood.
+fn open(path: &Path) -> Result<(TensorFile, Format, Vec<(String, Parsed)>)> {
+    let file = TensorFile::open(weights_file(path))?;
+    let names: Vec<String> = file.names().map(str::to_owned).collect();
+    let (format, parsed) = recognize(file.path(), &names)?;
+    Ok((file, format, parsed))
 }
 
 /// The format of most keys, and all keys understood.

@@ -232,9 +232,8 @@ impl<B: AutodiffBackend, M: Denoise<B> + burn::module::AutodiffModule<B>> Object
         format!("{fingerprint} {weight:?} dropout {dropout} {ends:?} {prediction:?} offset {noise_offset}")
     }
 
-    fn prepare(&self, mut model: M, position: u64, seed: u64) -> M {
+    fn prepare(&self, model: &mut M, position: u64, seed: u64) {
         model.set_dropout_step(DropoutStep { seed, step: position });
-        model
     }
 
     fn loss(&self, model: &M, samples: &[Sample], seed: u64) -> Tensor<B, 1> {

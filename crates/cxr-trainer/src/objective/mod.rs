@@ -34,11 +34,10 @@ pub trait Objective<B: AutodiffBackend> {
     /// Says what data this is, for telling runs apart.
     fn fingerprint(&self) -> String;
 
-    /// The model as it is for one backward pass, over the samples from `position` on: what it draws by itself, as an
+    /// Readies the model for one backward pass, over the samples from `position` on: what it draws by itself, as an
     /// adapter its dropout, has its source set here. Nothing else may change.
-    fn prepare(&self, model: Self::Model, position: u64, seed: u64) -> Self::Model {
-        let _ = (position, seed);
-        model
+    fn prepare(&self, model: &mut Self::Model, position: u64, seed: u64) {
+        let _ = (model, position, seed);
     }
 
     /// The mean loss over `samples`, `[1]`; everything random is a function of their positions and `seed`.
