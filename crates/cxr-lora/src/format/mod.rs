@@ -182,8 +182,11 @@ pub fn weights_file(path: impl AsRef<Path>) -> PathBuf {
     candidates.iter().find(|file| file.is_file()).unwrap_or(&candidates[0]).clone()
 }
 
+/// Keys as they stand in a file, and what they mean.
+type ParsedKeys = Vec<(String, Parsed)>;
+
 /// The file that `path` means, its format, and its keys understood.
-fn open(path: &Path) -> Result<(TensorFile, Format, Vec<(String, Parsed)>)> {
+fn open(path: &Path) -> Result<(TensorFile, Format, ParsedKeys)> {
     let file = TensorFile::open(weights_file(path))?;
     let names: Vec<String> = file.names().map(str::to_owned).collect();
     let (format, parsed) = recognize(file.path(), &names)?;
@@ -191,7 +194,7 @@ fn open(path: &Path) -> Result<(TensorFile, Format, Vec<(String, Parsed)>)> {
 }
 
 /// The format of most keys, and all keys understood.
-fn recognize(path: &Path, names: &[String]) -> Result<(Format, Vec<(String, Parsed)>)> {
+fn recognize(path: &Path, names: &[String]) -> Result<(Format, ParsedKeys)> {
     if let Some((kind, advice)) = names.iter().find_map(|name| known_and_unsupported(name)) {
         return Err(LoraError::Unsupported { path: path.to_owned(), kind, advice });
     }
