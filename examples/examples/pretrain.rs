@@ -385,7 +385,7 @@ impl Args {
             bail!("stopped at step {}; the same command goes on from there", trained.step);
         }
         let records = watch::read(&folder.join("metrics.jsonl"))?;
-        watch::plot_loss(&records, title, &folder.join("loss.png"))?;
+        watch::plot_loss(&records, &[], title, &folder.join("loss.png"))?;
         Ok(trained.averaged.unwrap_or(trained.model))
     }
 }

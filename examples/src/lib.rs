@@ -4,7 +4,9 @@ pub mod arguments;
 pub mod backend;
 pub mod demo;
 pub mod progress;
+pub mod ranks;
 pub mod report;
+pub mod sheet;
 
 /// Fresh pages cost convolutions more than their arithmetic: this allocator keeps them.
 #[global_allocator]

@@ -5,6 +5,9 @@ use std::path::{Path, PathBuf};
 
 use tempfile::{Builder, NamedTempFile, TempDir};
 
+/// What the names of unfinished files and folders begin with: what a killed process leaves.
+pub const PREFIX: &str = ".tmp-";
+
 /// Writes a file through `fill`; on an error nothing is left, and what was there before stays.
 ///
 /// # Errors
@@ -124,7 +127,7 @@ fn parent(path: &Path) -> io::Result<&Path> {
 /// Temporary files are for their owner alone by default; a result is for whom the process's umask says.
 fn builder(mode: u32) -> Builder<'static, 'static> {
     let mut builder = Builder::new();
-    builder.prefix(".tmp-");
+    builder.prefix(PREFIX);
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(mode));
     #[cfg(not(unix))]

@@ -363,6 +363,15 @@ pub fn set_dropout_step<B: Backend, M: Adaptable<B> + ?Sized>(
     for_each(model, name, |branch| branch.dropout_step = step)
 }
 
+/// Whether the adapters of a model drop inputs where autodiff does not track their factors as well, once
+/// [`set_dropout_step`] says where the masks come from: for a training loop that goes forward without a graph, to go
+/// forward once more, with the same masks, on the way back.
+pub fn set_dropout_untracked<B: Backend, M: Adaptable<B> + ?Sized>(model: &mut M, untracked: bool) {
+    model.visit_layers_mut(&mut |_, layer| {
+        layer.adapters().iter_mut().for_each(|branch| branch.dropout_untracked = untracked);
+    });
+}
+
 /// The names of the adapters that are attached, in the order of their first layers.
 pub fn attached<B: Backend, M: Adaptable<B> + ?Sized>(model: &M) -> Vec<String> {
     let mut names: Vec<String> = Vec::new();

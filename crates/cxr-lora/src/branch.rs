@@ -22,6 +22,8 @@ pub struct Branch<B: Backend> {
     pub(crate) dropout: f64,
     #[module(skip)]
     pub(crate) dropout_step: Option<DropoutStep>,
+    /// Whether untracked factors drop as well.
+    pub(crate) dropout_untracked: bool,
     cache_a: WeightCache,
     cache_b: WeightCache,
 }
@@ -44,6 +46,7 @@ impl<B: Backend> Branch<B> {
             enabled: true,
             dropout: 0.0,
             dropout_step: None,
+            dropout_untracked: false,
             cache_a: WeightCache::new(),
             cache_b: WeightCache::new(),
         }
@@ -92,7 +95,8 @@ impl<B: Backend> Branch<B> {
         shape: [usize; D],
         device: &B::Device,
     ) -> Option<Tensor<B, D>> {
-        let step = self.dropout_step.filter(|_| self.dropout > 0.0 && self.lora_a.val().is_require_grad())?;
+        let drops = self.dropout > 0.0 && (self.dropout_untracked || self.lora_a.val().is_require_grad());
+        let step = self.dropout_step.filter(|_| drops)?;
         let values = step.mask(self.lora_a.id.val(), self.dropout, shape.iter().product());
         Some(Tensor::from_data(TensorData::new(values, shape), (device, DType::F32)))
     }

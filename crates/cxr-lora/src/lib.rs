@@ -75,7 +75,7 @@ mod weights;
 
 pub use adapter::{
     DEFAULT_NAME, LoraConfig, PatternRank, attach, attached, detach, export, load_adapter, load_named,
-    set_dropout_step, set_enabled, set_weight, train_only,
+    set_dropout_step, set_dropout_untracked, set_enabled, set_weight, train_only,
 };
 pub use branch::Branch;
 pub use conv::{LoraConv2d, LoraConv2dConfig};

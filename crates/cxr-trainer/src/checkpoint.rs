@@ -36,6 +36,35 @@ pub struct State {
     pub not_finite: usize,
     /// Settings and data of the run, hashed.
     pub fingerprint: String,
+    /// The best checkpoint so far, where a validation says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub best: Option<Best>,
+}
+
+/// The step with the lowest validation loss.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Best {
+    /// Optimizer steps done by then.
+    pub step: u64,
+    /// Its validation loss.
+    pub loss: f64,
+}
+
+impl Best {
+    /// Its checkpoint in the folder of its run.
+    pub fn checkpoint(&self, folder: &Path) -> PathBuf {
+        folder.join(format!("checkpoint-{}", self.step))
+    }
+}
+
+/// The parameters of a checkpoint in `module`: the averaged ones where there are any.
+///
+/// # Errors
+/// As [`load_trainable`].
+pub fn load_weights<B: Backend, M: Module<B>>(module: M, checkpoint: &Path) -> Result<M, TrainError> {
+    let averages = checkpoint.join(EMA);
+    let file = if averages.exists() { averages } else { checkpoint.join(PARAMETERS) };
+    load_trainable(module, &file)
 }
 
 /// The checkpoints in a run's folder, oldest first.
@@ -115,14 +144,34 @@ pub fn load_trainable<B: Backend, M: Module<B>>(module: M, path: &Path) -> Resul
     })
 }
 
-/// Removes all but the newest `keep` checkpoints.
+/// Removes all but the newest `keep` checkpoints, and that of `best`.
 ///
 /// # Errors
 /// If one cannot be removed.
-pub fn prune(folder: &Path, keep: usize) -> Result<(), TrainError> {
+pub fn prune(folder: &Path, keep: usize, best: Option<Best>) -> Result<(), TrainError> {
     let all = list(folder)?;
-    for (_, path) in all.iter().take(all.len().saturating_sub(keep)) {
-        std::fs::remove_dir_all(path).map_err(TrainError::file(path))?;
+    for (step, path) in all.iter().take(all.len().saturating_sub(keep)) {
+        if best.is_none_or(|best| best.step != *step) {
+            // A process that is killed meanwhile must not leave half a checkpoint under a checkpoint's name.
+            let aside = folder.join(format!("{}checkpoint-{step}", cxr_core::atomic::PREFIX));
+            std::fs::rename(path, &aside).map_err(TrainError::file(path))?;
+            std::fs::remove_dir_all(&aside).map_err(TrainError::file(&aside))?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes what a process left that was killed while it wrote a checkpoint.
+pub(crate) fn clean(folder: &Path) -> Result<(), TrainError> {
+    for entry in std::fs::read_dir(folder).map_err(TrainError::file(folder))? {
+        let path = entry.map_err(TrainError::file(folder))?.path();
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        if !name.starts_with(cxr_core::atomic::PREFIX) {
+            continue;
+        }
+        log::info!("removing {}, which was left half written", path.display());
+        let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+        removed.map_err(TrainError::file(&path))?;
     }
     Ok(())
 }

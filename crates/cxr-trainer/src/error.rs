@@ -35,6 +35,18 @@ pub enum TrainError {
     /// A picture that cannot be used.
     #[error(transparent)]
     Data(#[from] cxr_dataset::DatasetError),
+    /// A part of the model cannot be read.
+    #[error(transparent)]
+    Model(#[from] cxr_ldm::Error),
+    /// The processes of a run that do not go together.
+    #[error("{problem}: all of them have to be started with the same command, on the same data")]
+    Ranks {
+        /// What is wrong.
+        problem: String,
+    },
+    /// Something that a caller does along the way went wrong.
+    #[error(transparent)]
+    Other(Box<dyn std::error::Error + Send + Sync>),
     /// A picture of which the autoencoder made something that is no number.
     #[error("{}: its latents are not finite: is the autoencoder in a dtype that it does not fit?", .image.display())]
     Latents {
@@ -88,6 +100,16 @@ pub enum TrainError {
         path: PathBuf,
         /// What the system said.
         source: std::io::Error,
+    },
+    /// A line of a run's file that cannot be understood.
+    #[error("{}, line {number}: {problem}; remove the line, or the file", .path.display())]
+    Line {
+        /// The file.
+        path: PathBuf,
+        /// The line's number, from 1.
+        number: usize,
+        /// What is wrong with it.
+        problem: String,
     },
     /// A tensor file could not be read or written.
     #[error(transparent)]

@@ -30,6 +30,15 @@ use crate::{LearningRate, OptimizerConfig, SnrWeight, TrainConfig, TrainError};
 /// | `seed` | 0 | 0 | |
 /// | `checkpoint_every` | 500 | 500 | optimizer steps, at least 1 |
 /// | `keep_checkpoints` | 2 | 2 | at least 1 |
+/// | `block_checkpointing` | false | false | less memory, about a third more time |
+/// | `validation.every` | 500 | 500 | optimizer steps; 0 for no validation |
+/// | `validation.pairs` | 32 | 32 | at least 1: pairs that are not trained on |
+/// | `validation.bins` | 4 | 4 | at least 1: parts of the timesteps |
+/// | `samples.every` | 1000 | 1000 | optimizer steps; 0 for no pictures |
+/// | `samples.prompts` | five | five | at least one |
+/// | `samples.steps` | 25 | 25 | denoising steps, at least 1 |
+/// | `samples.guidance` | 7.5 | 7.5 | a finite number |
+/// | `samples.seed` | 0 | 0 | of the first picture; the next has one more |
 ///
 /// `paper_128` is the paper's section 7: on its 5,825 pairs, 29,140 steps.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -65,14 +74,73 @@ pub struct FinetuneConfig {
     pub seed: u64,
     /// Optimizer steps between checkpoints.
     pub checkpoint_every: u64,
-    /// How many checkpoints stay.
+    /// How many checkpoints stay, besides the best.
     pub keep_checkpoints: usize,
+    /// Go backward one block of the UNet at a time.
+    pub block_checkpointing: bool,
     /// The learning rate at each step.
     pub learning_rate: LearningRate,
     /// The optimizer.
     pub optimizer: OptimizerConfig,
     /// The adapter.
     pub lora: LoraConfig,
+    /// The loss on pairs that are not trained on.
+    pub validation: ValidationConfig,
+    /// Pictures of the same prompts along the way.
+    pub samples: SampleConfig,
+}
+
+/// The loss on pairs that are not trained on, always the same ones, with the same noise at the same timesteps.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ValidationConfig {
+    /// Optimizer steps between two; 0 for none.
+    pub every: u64,
+    /// How many pairs, the first of those that are held out.
+    pub pairs: usize,
+    /// Into how many parts the timesteps are cut; every pair is seen once in each.
+    pub bins: usize,
+}
+
+impl Default for ValidationConfig {
+    fn default() -> Self {
+        Self { every: 500, pairs: 32, bins: 4 }
+    }
+}
+
+/// Pictures that are made along the way, always of the same prompts and seeds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SampleConfig {
+    /// Optimizer steps between two grids; 0 for none.
+    pub every: u64,
+    /// One picture of each.
+    pub prompts: Vec<String>,
+    /// Denoising steps.
+    pub steps: usize,
+    /// Guidance scale.
+    pub guidance: f64,
+    /// Seed of the first picture; the next has one more.
+    pub seed: u64,
+}
+
+impl Default for SampleConfig {
+    fn default() -> Self {
+        let prompts = [
+            "No acute cardiopulmonary abnormality.",
+            "Cardiomegaly.",
+            "Small left pleural effusion.",
+            "Right lower lobe pneumonia.",
+            "Hyperexpanded lungs, emphysema.",
+        ];
+        Self {
+            every: 1000,
+            prompts: prompts.map(str::to_owned).into(),
+            steps: 25,
+            guidance: 7.5,
+            seed: 0,
+        }
+    }
 }
 
 /// A dtype of frozen weights.
@@ -118,6 +186,9 @@ impl FinetuneConfig {
             seed: 0,
             checkpoint_every: 500,
             keep_checkpoints: 2,
+            block_checkpointing: false,
+            validation: ValidationConfig::default(),
+            samples: SampleConfig::default(),
         }
     }
 
@@ -223,13 +294,22 @@ impl FinetuneConfig {
         if let SnrWeight::MinSnr(gamma) = self.weight {
             check("weight.min_snr", gamma, gamma.is_finite() && gamma > 0.0, "a number above 0")?;
         }
+        let ValidationConfig { pairs, bins, .. } = self.validation;
+        check("validation.pairs", pairs, pairs >= 1, "at least 1; validation.every=0 turns the validation off")?;
+        check("validation.bins", bins, bins >= 1, "at least 1")?;
+        let SampleConfig { prompts, steps, guidance, .. } = &self.samples;
+        let some = !prompts.is_empty();
+        check("samples.prompts", "empty", some, "a prompt; samples.every=0 turns the pictures off")?;
+        check("samples.steps", steps, *steps >= 1, "at least 1")?;
+        check("samples.guidance", guidance, guidance.is_finite(), "a finite number")?;
         self.lora.validate()?;
-        self.train_config(1).validate()
+        self.train_config(1, 1).validate()
     }
 
-    /// The settings of the loop over so many samples.
-    pub fn train_config(&self, samples: usize) -> TrainConfig {
-        let per_epoch = samples.div_ceil((self.batch_size * self.accumulation).max(1)) as u64;
+    /// The settings of the loop over so many samples, by so many processes: a step takes a batch of each.
+    pub fn train_config(&self, samples: usize, ranks: usize) -> TrainConfig {
+        let per_step = self.batch_size.saturating_mul(self.accumulation).saturating_mul(ranks);
+        let per_epoch = samples.div_ceil(per_step.max(1)) as u64;
         let steps = self.epochs.saturating_mul(per_epoch);
         TrainConfig {
             steps: self.max_steps.map_or(steps, |limit| steps.min(limit)),
@@ -297,16 +377,18 @@ mod tests {
     fn the_papers_run_has_29_140_steps() {
         let config = FinetuneConfig::preset("paper_128").unwrap();
         assert_eq!(config, FinetuneConfig::default());
-        let train = config.train_config(5825);
+        let train = config.train_config(5825, 1);
         assert_eq!((train.steps, train.batch_size, train.clip_norm), (29_140, 4, None));
         assert_eq!(train.learning_rate, LearningRate::constant(5e-5));
         assert_eq!((train.optimizer.weight_decay, train.optimizer.epsilon), (0.0, 1e-8));
         assert_eq!((config.lora.rank, config.lora.alpha), (8, 8.0));
         assert_eq!((config.lora.targets.clone(), config.lora.dropout), (TargetSet::AllAttention, 0.0));
-        assert_eq!(FinetuneConfig { max_steps: Some(7), ..config }.train_config(5825).steps, 7);
+        // 5825 samples, 32 for each step
+        assert_eq!(config.train_config(5825, 8).steps, 20 * 183);
+        assert_eq!(FinetuneConfig { max_steps: Some(7), ..config }.train_config(5825, 1).steps, 7);
         let clinical = FinetuneConfig::preset("clinical_512").unwrap();
         // 5825 samples, 16 for each step
-        assert_eq!(clinical.train_config(5825).steps, 20 * 365);
+        assert_eq!(clinical.train_config(5825, 1).steps, 20 * 365);
         for preset in PRESETS {
             FinetuneConfig::preset(preset).unwrap().validate().unwrap();
         }

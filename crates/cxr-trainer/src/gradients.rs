@@ -2,7 +2,7 @@
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
-use burn::tensor::Tensor;
+use burn::tensor::{Tensor, TensorData};
 use burn::tensor::backend::AutodiffBackend;
 
 /// Adds `weight * from` to `into`.
@@ -29,6 +29,55 @@ pub(crate) fn accumulate<B: AutodiffBackend, M: Module<B>>(
         }
     }
     model.visit(&mut Add { into, from, weight });
+}
+
+/// The gradients of all trainable parameters one after the other, in the order of the module; 0 where there is none.
+pub(crate) fn flatten<B: AutodiffBackend, M: Module<B>>(model: &M, grads: &GradientsParams) -> Vec<f32> {
+    struct Flatten<'a> {
+        grads: &'a GradientsParams,
+        values: Vec<f32>,
+    }
+    impl<B: AutodiffBackend> ModuleVisitor<B> for Flatten<'_> {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+            let value = param.val();
+            if !value.is_require_grad() {
+                return;
+            }
+            match self.grads.get::<B::InnerBackend, D>(param.id) {
+                Some(grad) => self.values.extend(grad.into_data().iter::<f32>()),
+                None => self.values.extend(std::iter::repeat_n(0.0, value.shape().num_elements())),
+            }
+        }
+    }
+    let mut flatten = Flatten { grads, values: Vec::new() };
+    model.visit(&mut flatten);
+    flatten.values
+}
+
+/// What [`flatten`] made, as gradients again.
+pub(crate) fn unflatten<B: AutodiffBackend, M: Module<B>>(model: &M, values: &[f32]) -> GradientsParams {
+    struct Unflatten<'a> {
+        values: &'a [f32],
+        grads: GradientsParams,
+    }
+    impl<B: AutodiffBackend> ModuleVisitor<B> for Unflatten<'_> {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+            let value = param.val();
+            if !value.is_require_grad() {
+                return;
+            }
+            let shape = value.shape();
+            let (own, rest) = self.values.split_at(shape.num_elements());
+            self.values = rest;
+            let data = TensorData::new(own.to_vec(), shape);
+            let grad =
+                Tensor::<B::InnerBackend, D>::from_data(data, (&value.device(), value.dtype()));
+            self.grads.register(param.id, grad);
+        }
+    }
+    let mut unflatten = Unflatten { values, grads: GradientsParams::new() };
+    model.visit(&mut unflatten);
+    unflatten.grads
 }
 
 /// The Euclidean norm of all gradients together.

@@ -10,6 +10,8 @@
 //! | [`FinetuneConfig`] | the settings of a fine-tuning: presets, TOML, one at a time |
 //! | [`encode`] | latents of pictures and embeddings of prompts, once |
 //! | [`Objective`] | the loss of the samples at given positions: [`Diffusion`], [`Reconstruction`] |
+//! | [`Training`] | a run with a validation, pictures along the way, several processes |
+//! | [`distributed`] | one process for each device, under MPI (feature `mpi`) |
 //! | [`checkpoint`] | weights, moments and place of a run, written to a temporary folder and renamed |
 //! | [`watch`] | `metrics.jsonl` and the loss curve |
 //! | [`initialize`] | initial values for training from scratch, by path from named streams |
@@ -19,22 +21,25 @@
 
 pub mod checkpoint;
 mod config;
+pub mod distributed;
 mod ema;
 pub mod encode;
 mod error;
 mod finetune;
 mod gradients;
 mod initialize;
+mod memory;
 mod objective;
 mod run;
 pub mod watch;
 
 pub use config::{LearningRate, OptimizerConfig, Schedule, TrainConfig};
 pub use error::TrainError;
-pub use finetune::{BaseDtype, FinetuneConfig, PRESETS};
+pub use finetune::{BaseDtype, FinetuneConfig, PRESETS, SampleConfig, ValidationConfig};
 pub use initialize::initialize;
 pub use objective::{
     Denoise, Diffusion, DrawnSample, LatentSample, Objective, Reconstruction, ReconstructionImages, Sample,
-    SnrWeight,
+    SnrWeight, TimestepLoss,
 };
-pub use run::{Trained, train};
+pub use memory::peak_memory;
+pub use run::{Trained, Training, train};

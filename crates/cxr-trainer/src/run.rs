@@ -1,7 +1,7 @@
 //! The loop.
 
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use burn::module::{Module, ParamId};
@@ -14,10 +14,12 @@ use cxr_core::progress::Progress;
 use cxr_dataset::epoch_order;
 use cxr_kernels::nn::parameters;
 
-use crate::checkpoint::{self, State};
+use crate::checkpoint::{self, Best, State};
+use crate::distributed::{Alone, Ranks, expect_same};
 use crate::ema::Ema;
-use crate::watch::{Metrics, Record};
-use crate::{Objective, Sample, TrainConfig, TrainError, gradients};
+use crate::memory::peak_memory;
+use crate::watch::{Journal, Record, Validation, plot_loss};
+use crate::{Objective, Sample, TimestepLoss, TrainConfig, TrainError, gradients};
 
 /// Steps whose loss is not finite that a run puts up with.
 const NOT_FINITE_LIMIT: usize = 20;
@@ -26,7 +28,10 @@ const STEPS_PER_LINE: u64 = 10;
 /// Weight of the newest loss in the smoothed one.
 const SMOOTHING: f64 = 0.02;
 
-/// What [`train`] ends with.
+/// Seconds between two drawings of the loss curve.
+const SECONDS_PER_PICTURE: u64 = 20;
+
+/// What a run ends with.
 pub struct Trained<M> {
     /// The model after the last step.
     pub model: M,
@@ -36,20 +41,14 @@ pub struct Trained<M> {
     pub step: u64,
     /// Whether the run was stopped before its last step.
     pub stopped: bool,
+    /// The step with the lowest validation loss, whose checkpoint is kept.
+    pub best: Option<Best>,
 }
 
-/// Trains what is marked trainable in `model` until [`TrainConfig::steps`].
-///
-/// `folder` receives `metrics.jsonl` and the checkpoints. If it holds checkpoints of the same run (settings, data
-/// and parameters), training goes on from the newest; a run that was killed and started again ends with the same
-/// weights as one that was not, bit for bit on the CPU with the same processor and number of threads. When
-/// `progress` answers `Break`, a checkpoint is written and what is there so far is returned.
-///
-/// Parameter ids are set to a hash of their path, so that moments find their parameters again.
+/// Trains what is marked trainable in `model` until [`TrainConfig::steps`]: [`Training`] without anything besides.
 ///
 /// # Errors
-/// A setting out of range, nothing to train or to train on, a folder of another run, files that cannot be read or
-/// written, or a loss that is not finite too often (the last good checkpoint stays).
+/// As [`Training::run`].
 pub fn train<B, O>(
     model: O::Model,
     objective: &O,
@@ -61,45 +60,211 @@ where
     B: AutodiffBackend,
     O: Objective<B>,
 {
-    config.validate()?;
-    if objective.is_empty() {
-        return Err(TrainError::NoSamples);
+    Training::new(objective, config, folder).run(model, progress)
+}
+
+type Validate<'a, M> = Box<dyn Fn(&M) -> Result<Vec<TimestepLoss>, TrainError> + 'a>;
+type Show<'a, M> = Box<dyn Fn(u64, &M) -> Result<(), TrainError> + 'a>;
+
+/// A run that is about to start: what is done besides the steps, and by how many processes.
+pub struct Training<'a, B: AutodiffBackend, O: Objective<B>> {
+    objective: &'a O,
+    config: &'a TrainConfig,
+    folder: &'a Path,
+    title: &'a str,
+    validate: Option<(u64, Validate<'a, O::Model>)>,
+    show: Option<(u64, Show<'a, O::Model>)>,
+    ranks: &'a dyn Ranks,
+}
+
+impl<'a, B: AutodiffBackend, O: Objective<B>> Training<'a, B, O> {
+    /// A run in `folder`, of this process alone.
+    pub fn new(objective: &'a O, config: &'a TrainConfig, folder: &'a Path) -> Self {
+        Self { objective, config, folder, title: "Loss", validate: None, show: None, ranks: &Alone }
     }
-    std::fs::create_dir_all(folder).map_err(TrainError::file(folder))?;
-    let mut run = Run::<B, O>::start(model, objective, config, folder)?;
-    let metrics_path = folder.join("metrics.jsonl");
-    let mut metrics = Metrics::open(&metrics_path, run.state.step)?;
-    progress.begin("training", Some(config.steps));
-    let mut since = (Instant::now(), 0_usize);
-    let mut stopped = false;
-    while run.state.step < config.steps {
-        let step = run.step()?;
-        since.1 += step.samples;
-        let done = run.state.step;
-        if let Some(step) = step.line.filter(|_| done.is_multiple_of(STEPS_PER_LINE) || done == config.steps)
-        {
-            let samples_per_second = since.1 as f64 / since.0.elapsed().as_secs_f64().max(1e-9);
-            since = (Instant::now(), 0);
-            metrics.append(&Record { samples_per_second, ..step })?;
+
+    /// The title of the loss curve.
+    pub fn title(self, title: &'a str) -> Self {
+        Self { title, ..self }
+    }
+
+    /// Measures the validation loss every `every` steps and at the end, of the averaged parameters where there are any;
+    /// the checkpoint with the lowest mean is kept.
+    pub fn validate(
+        self,
+        every: u64,
+        loss: impl Fn(&O::Model) -> Result<Vec<TimestepLoss>, TrainError> + 'a,
+    ) -> Self {
+        Self { validate: Some((every.max(1), Box::new(loss))), ..self }
+    }
+
+    /// Calls `show` every `every` steps and at the end, with the step and the model, of the averaged parameters where
+    /// there are any: for pictures.
+    pub fn show(self, every: u64, show: impl Fn(u64, &O::Model) -> Result<(), TrainError> + 'a) -> Self {
+        Self { show: Some((every.max(1), Box::new(show))), ..self }
+    }
+
+    /// Shares the work with other processes, which run the same on the same data.
+    ///
+    /// Rank 0 writes all files, validates and shows; the others read checkpoints from the same folder when a run goes on.
+    /// A step has [`TrainConfig::batch_size`] samples for each rank and each accumulated pass.
+    pub fn ranks(self, ranks: &'a dyn Ranks) -> Self {
+        Self { ranks, ..self }
+    }
+
+    /// Trains what is marked trainable in `model` until [`TrainConfig::steps`].
+    ///
+    /// The folder receives `metrics.jsonl`, `loss.png`, which is drawn again as it goes, the checkpoints, and
+    /// `validation.jsonl` where there is a validation. If it holds checkpoints of the same run (settings, data and
+    /// parameters), training goes on from the newest; a run that was killed and started again ends with the same weights
+    /// as one that was not, bit for bit on the CPU with the same processor and number of threads. When `progress` answers
+    /// `Break`, a checkpoint is written and what is there so far is returned.
+    ///
+    /// Parameter ids are set to a hash of their path, so that moments find their parameters again.
+    ///
+    /// # Errors
+    /// A setting out of range, nothing to train or to train on, a folder of another run, files that cannot be read or
+    /// written, a loss that is not finite too often (the last good checkpoint stays), ranks that differ, or what a
+    /// validation or `show` says.
+    pub fn run(&self, model: O::Model, progress: &dyn Progress) -> Result<Trained<O::Model>, TrainError> {
+        let Self { objective, config, folder, ranks, .. } = *self;
+        config.validate()?;
+        if objective.is_empty() {
+            return Err(TrainError::NoSamples);
         }
-        let loss = run.state.smoothed_loss.unwrap_or(f64::NAN);
-        let flow = progress.advance(done, &format!("loss {loss:.4}"));
-        // after the last step there is nothing left to stop
-        stopped = flow == ControlFlow::Break(()) && done < config.steps;
-        if done.is_multiple_of(config.checkpoint_every) || done == config.steps || stopped {
-            run.save(folder)?;
+        let writes = ranks.rank() == 0;
+        if writes {
+            std::fs::create_dir_all(folder).map_err(TrainError::file(folder))?;
+            checkpoint::clean(folder)?;
         }
-        if stopped {
-            break;
+        let mut run = Run::<B, O>::start(model, objective, config, folder, ranks)?;
+        let mut books = writes.then(|| self.open_books(run.state.step)).transpose()?;
+        progress.begin("training", Some(config.steps));
+        let mut stopped = false;
+        while run.state.step < config.steps {
+            let step = run.step()?;
+            let done = run.state.step;
+            let last = done == config.steps;
+            if let Some(books) = &mut books {
+                books.note(step.samples, step.line, last)?;
+            }
+            let loss = run.state.smoothed_loss.unwrap_or(f64::NAN);
+            let flow = progress.advance(done, &format!("loss {loss:.4}"));
+            run.asked_to_stop |= flow == ControlFlow::Break(());
+            // Several ranks agree on the step: what was asked for is known to all after the next one. After the last
+            // step there is nothing left to stop.
+            stopped = !last && if ranks.size() == 1 { run.asked_to_stop } else { step.stop };
+            let Some(books) = &mut books else {
+                if stopped {
+                    break;
+                }
+                continue;
+            };
+            let due = |every: u64| done.is_multiple_of(every) || last;
+            let mut improved = false;
+            if let Some((every, validate)) = &self.validate
+                && due(*every)
+            {
+                let bins = validate(&run.averaged())?;
+                improved = books.validate(&mut run.state, bins)?;
+            }
+            if due(config.checkpoint_every) || stopped || improved {
+                run.save(folder)?;
+            }
+            if let Some((every, show)) = &self.show
+                && due(*every)
+            {
+                show(done, &run.averaged())?;
+            }
+            if last || stopped {
+                books.draw();
+            }
+            if stopped {
+                break;
+            }
+        }
+        progress.end(&format!(
+            "{} steps, loss {:.4}",
+            run.state.step,
+            run.state.smoothed_loss.unwrap_or(f64::NAN)
+        ));
+        // Until rank 0 has written its last checkpoint, nobody tells the user that it is there.
+        ranks.wait();
+        let averaged = run.ema.as_ref().map(|ema| ema.apply(run.model.clone()));
+        Ok(Trained { model: run.model, averaged, step: run.state.step, stopped, best: run.state.best })
+    }
+
+    /// The files of a run that has done so many steps.
+    fn open_books(&self, step: u64) -> Result<Books<'a>, TrainError> {
+        let journal = |name: &str| self.folder.join(name);
+        Ok(Books {
+            metrics: Journal::open(&journal("metrics.jsonl"), step)?,
+            validations: match &self.validate {
+                Some(_) => Some(Journal::open(&journal("validation.jsonl"), step)?),
+                None => None,
+            },
+            curve: journal("loss.png"),
+            title: self.title,
+            since: Instant::now(),
+            samples: 0,
+            drawn: Instant::now(),
+        })
+    }
+}
+
+/// The files in which a run can be watched.
+struct Books<'a> {
+    metrics: Journal<Record>,
+    validations: Option<Journal<Validation>>,
+    curve: PathBuf,
+    title: &'a str,
+    /// Since the last line.
+    since: Instant,
+    /// Samples since then.
+    samples: usize,
+    drawn: Instant,
+}
+
+impl Books<'_> {
+    /// Takes in a step; every tenth gets a line.
+    fn note(&mut self, samples: usize, line: Option<Record>, last: bool) -> Result<(), TrainError> {
+        self.samples += samples;
+        let Some(line) = line.filter(|line| line.step.is_multiple_of(STEPS_PER_LINE) || last) else {
+            return Ok(());
+        };
+        let samples_per_second = self.samples as f64 / self.since.elapsed().as_secs_f64().max(1e-9);
+        (self.since, self.samples) = (Instant::now(), 0);
+        self.metrics.append(Record { samples_per_second, peak_memory: peak_memory(), ..line })?;
+        if self.drawn.elapsed().as_secs() >= SECONDS_PER_PICTURE {
+            self.draw();
+        }
+        Ok(())
+    }
+
+    /// Takes in a validation; whether it is the best so far.
+    fn validate(&mut self, state: &mut State, bins: Vec<TimestepLoss>) -> Result<bool, TrainError> {
+        let (step, loss) = (state.step, bins.iter().map(|bin| bin.loss).sum::<f64>() / bins.len() as f64);
+        let improved = loss.is_finite() && state.best.is_none_or(|best| loss < best.loss);
+        if improved {
+            state.best = Some(Best { step, loss });
+        }
+        if let Some(validations) = &mut self.validations {
+            validations.append(Validation { step, loss, bins })?;
+        }
+        Ok(improved)
+    }
+
+    /// Draws the loss curve. A run does not end because a picture of it cannot be drawn.
+    fn draw(&mut self) {
+        self.drawn = Instant::now();
+        let validations = self.validations.as_ref().map_or(&[][..], Journal::lines);
+        if self.metrics.lines().is_empty() {
+            return;
+        }
+        if let Err(problem) = plot_loss(self.metrics.lines(), validations, self.title, &self.curve) {
+            log::warn!("{problem}");
         }
     }
-    progress.end(&format!(
-        "{} steps, loss {:.4}",
-        run.state.step,
-        run.state.smoothed_loss.unwrap_or(f64::NAN)
-    ));
-    let averaged = run.ema.as_ref().map(|ema| ema.apply(run.model.clone()));
-    Ok(Trained { model: run.model, averaged, step: run.state.step, stopped })
 }
 
 type Adam<B, M> = OptimizerAdaptor<AdamW, M, B>;
@@ -114,12 +279,18 @@ struct Run<'a, B: AutodiffBackend, O: Objective<B>> {
     config: &'a TrainConfig,
     /// The order of the epoch that was asked for last.
     order: Option<(u64, Vec<usize>)>,
+    ranks: &'a dyn Ranks,
+    /// Whether this process was asked to stop.
+    asked_to_stop: bool,
 }
 
 /// What one step did.
 struct Step {
+    /// Samples of all ranks.
     samples: usize,
     line: Option<Record>,
+    /// Whether a rank was asked to stop before the step.
+    stop: bool,
 }
 
 impl<'a, B: AutodiffBackend, O: Objective<B>> Run<'a, B, O> {
@@ -128,25 +299,38 @@ impl<'a, B: AutodiffBackend, O: Objective<B>> Run<'a, B, O> {
         objective: &'a O,
         config: &'a TrainConfig,
         folder: &Path,
+        ranks: &'a dyn Ranks,
     ) -> Result<Self, TrainError> {
         let model = parameters::assign_ids(model, |path| stable_hash(path.as_bytes()));
         if parameters::count(&model).1 == 0 {
             return Err(TrainError::NothingTrainable);
         }
-        let fingerprint = fingerprint(&model, objective, config);
+        let fingerprint = fingerprint(&model, objective, config, ranks.size());
+        expect_same(ranks, &fingerprint, "settings and data")?;
         let optimizer = AdamWConfig::new()
             .with_beta_1(config.optimizer.beta_1)
             .with_beta_2(config.optimizer.beta_2)
             .with_epsilon(config.optimizer.epsilon)
             .with_weight_decay(config.optimizer.weight_decay)
             .init();
-        let state = State { step: 0, smoothed_loss: None, not_finite: 0, fingerprint };
+        let state = State { step: 0, smoothed_loss: None, not_finite: 0, fingerprint, best: None };
         let ema = config.ema.map(|decay| Ema::new(decay, &model));
-        let mut run = Self { model, optimizer, ema, state, objective, config, order: None };
-        if let Some((_, newest)) = checkpoint::list(folder)?.pop() {
+        let mut run = Self { model, optimizer, ema, state, objective, config, order: None, ranks, asked_to_stop: false };
+        let newest = checkpoint::list(folder)?.pop();
+        let step = newest.as_ref().map_or(0, |(step, _)| *step);
+        expect_same(ranks, &format!("{step:x}"), "checkpoints in their folder")?;
+        if let Some((_, newest)) = newest {
             run.load(folder, &newest)?;
         }
         Ok(run)
+    }
+
+    /// The model with averaged parameters, or, without averages, as it is.
+    fn averaged(&self) -> O::Model {
+        match &self.ema {
+            Some(ema) => ema.apply(self.model.clone()),
+            None => self.model.clone(),
+        }
     }
 
     /// One optimizer step.
@@ -154,23 +338,32 @@ impl<'a, B: AutodiffBackend, O: Objective<B>> Run<'a, B, O> {
         let step = self.state.step;
         let batches = self.batches(step);
         let samples: usize = batches.iter().map(Vec::len).sum();
+        let (rank, ranks) = (self.ranks.rank(), self.ranks.size());
         let mut loss = 0.0;
         let mut grads = GradientsParams::new();
-        for batch in &batches {
+        for batch in batches.iter().skip(rank).step_by(ranks) {
             let alone = cxr_kernels::graph_guard();
             let position = batch.first().map_or(0, |sample| sample.position);
             self.objective.prepare(&mut self.model, position, self.config.seed);
-            let batch_loss = self.objective.loss(&self.model, batch, self.config.seed);
-            loss += batch_loss.clone().into_data().iter::<f64>().sum::<f64>() * batch.len() as f64
-                / samples as f64;
-            let passed = GradientsParams::from_grads(batch_loss.backward(), &self.model);
+            let (batch_loss, passed) = self.objective.gradients(&self.model, batch, self.config.seed);
             drop(alone);
+            let weight = batch.len() as f64 / samples as f64;
+            loss += batch_loss * weight;
             if batches.len() == 1 {
                 grads = passed;
             } else {
-                let weight = batch.len() as f64 / samples as f64;
                 gradients::accumulate::<B, _>(&self.model, &mut grads, passed, weight);
             }
+        }
+        let mut stop = self.asked_to_stop;
+        if ranks > 1 {
+            // One message for everything that all have to know.
+            let mut sums = gradients::flatten::<B, _>(&self.model, &grads);
+            let count = sums.len();
+            sums.extend([loss as f32, f32::from(u8::from(stop))]);
+            self.ranks.sum(&mut sums)?;
+            (loss, stop) = (f64::from(sums[count]), sums[count + 1] > 0.0);
+            grads = gradients::unflatten::<B, _>(&self.model, &sums[..count]);
         }
         let norm = gradients::global_norm::<B, _>(&self.model, &grads);
         self.state.step += 1;
@@ -180,7 +373,7 @@ impl<'a, B: AutodiffBackend, O: Objective<B>> Run<'a, B, O> {
             if self.state.not_finite >= NOT_FINITE_LIMIT {
                 return Err(TrainError::NotFinite { count: self.state.not_finite, step });
             }
-            return Ok(Step { samples, line: None });
+            return Ok(Step { samples, line: None, stop });
         }
         if let Some(limit) = self.config.clip_norm.filter(|limit| norm > *limit) {
             grads = gradients::scale::<B, _>(&self.model, grads, limit / norm);
@@ -201,14 +394,16 @@ impl<'a, B: AutodiffBackend, O: Objective<B>> Run<'a, B, O> {
             learning_rate,
             gradient_norm: norm,
             samples_per_second: 0.0,
+            peak_memory: None,
         };
-        Ok(Step { samples, line: Some(line) })
+        Ok(Step { samples, line: Some(line), stop })
     }
 
-    /// The samples of one optimizer step: the next `accumulation` batches of its epoch, or those that are left.
+    /// The samples of one optimizer step: the next `accumulation` batches of its epoch for each rank, or those that are
+    /// left. Ranks take one after the other in turn.
     fn batches(&mut self, step: u64) -> Vec<Vec<Sample>> {
         let n = self.objective.len();
-        let (batch, accumulation) = (self.config.batch_size, self.config.accumulation);
+        let (batch, accumulation) = (self.config.batch_size, self.config.accumulation * self.ranks.size());
         let steps_per_epoch = n.div_ceil(batch * accumulation) as u64;
         let (epoch, place) = (step / steps_per_epoch, (step % steps_per_epoch) as usize);
         if self.order.as_ref().is_none_or(|(of, _)| *of != epoch) {
@@ -249,7 +444,7 @@ impl<'a, B: AutodiffBackend, O: Objective<B>> Run<'a, B, O> {
         })?;
         std::fs::write(temporary.path().join(checkpoint::STATE), state).map_err(files(&target))?;
         temporary.commit().map_err(files(&target))?;
-        checkpoint::prune(folder, self.config.keep_checkpoints)
+        checkpoint::prune(folder, self.config.keep_checkpoints, self.state.best)
     }
 
     fn load(&mut self, folder: &Path, path: &Path) -> Result<(), TrainError> {
@@ -291,6 +486,7 @@ fn fingerprint<B: AutodiffBackend, O: Objective<B>>(
     model: &O::Model,
     objective: &O,
     config: &TrainConfig,
+    ranks: usize,
 ) -> String {
     let constant = config.learning_rate.schedule == crate::Schedule::Constant;
     let config = TrainConfig {
@@ -304,5 +500,9 @@ fn fingerprint<B: AutodiffBackend, O: Objective<B>>(
         .filter(|info| info.trainable)
         .map(|info| (info.path, info.shape))
         .collect();
-    sha256_hex(format!("{config:?}\n{}\n{trainable:?}", objective.fingerprint()).as_bytes())[..16].to_string()
+    let mut text = format!("{config:?}\n{}\n{trainable:?}", objective.fingerprint());
+    if ranks > 1 {
+        text += &format!("\n{ranks} ranks");
+    }
+    sha256_hex(text.as_bytes())[..16].to_string()
 }

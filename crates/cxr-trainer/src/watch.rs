@@ -1,14 +1,15 @@
 //! What people look at: `metrics.jsonl` and the loss curve.
 
 use std::fs::OpenOptions;
-use std::io::{BufRead, BufReader, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use plotters::prelude::*;
 use plotters::style::register_font;
-use serde::{Deserialize, Serialize};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::TrainError;
+use crate::{TimestepLoss, TrainError};
 
 /// One line of `metrics.jsonl`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -27,64 +28,111 @@ pub struct Record {
     pub gradient_norm: f64,
     /// Samples per second since the line before.
     pub samples_per_second: f64,
+    /// The most memory that the process has had at once so far, resident, in bytes; `None` where the system does not say.
+    /// On a GPU this is the host's.
+    #[serde(default)]
+    pub peak_memory: Option<u64>,
 }
 
-/// Appends to a run's `metrics.jsonl`.
-pub struct Metrics {
+/// One line of `validation.jsonl`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Validation {
+    /// Optimizer steps done, from 1.
+    pub step: u64,
+    /// Mean over all bins; one that is not finite is `null` in the file.
+    #[serde(deserialize_with = "null_is_nan")]
+    pub loss: f64,
+    /// The loss by parts of the timesteps.
+    pub bins: Vec<TimestepLoss>,
+}
+
+/// JSON has no NaN: what is not finite is written as null.
+pub(crate) fn null_is_nan<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    Ok(Option::<f64>::deserialize(deserializer)?.unwrap_or(f64::NAN))
+}
+
+/// A line of a file that grows over a run.
+pub trait Line: Serialize + DeserializeOwned {
+    /// Optimizer steps done.
+    fn step(&self) -> u64;
+}
+
+impl Line for Record {
+    fn step(&self) -> u64 {
+        self.step
+    }
+}
+
+impl Line for Validation {
+    fn step(&self) -> u64 {
+        self.step
+    }
+}
+
+/// Appends to a file of JSON lines, as `metrics.jsonl` and `validation.jsonl` are.
+pub struct Journal<L> {
     path: PathBuf,
     file: std::fs::File,
+    lines: Vec<L>,
 }
 
-impl Metrics {
+impl<L: Line> Journal<L> {
     /// Opens the file of a run that has done `step` steps; lines of later steps (of a run that was killed after
     /// its last checkpoint) are dropped.
     ///
     /// # Errors
     /// If the file cannot be read or written.
     pub fn open(path: &Path, step: u64) -> Result<Self, TrainError> {
-        let kept: Vec<Record> = if path.exists() {
-            read(path)?.into_iter().filter(|record| record.step <= step).collect()
+        let lines: Vec<L> = if path.exists() {
+            read(path)?.into_iter().filter(|line: &L| line.step() <= step).collect()
         } else {
             Vec::new()
         };
-        let mut text = String::new();
-        for record in kept {
-            text.push_str(&line(&record));
-        }
+        let text: String = lines.iter().map(text).collect();
         cxr_core::atomic::write_bytes(path, text.as_bytes()).map_err(TrainError::file(path))?;
         let file = OpenOptions::new().append(true).open(path).map_err(TrainError::file(path))?;
-        Ok(Self { path: path.to_path_buf(), file })
+        Ok(Self { path: path.to_path_buf(), file, lines })
     }
 
     /// Appends one line.
     ///
     /// # Errors
     /// If it cannot be written.
-    pub fn append(&mut self, record: &Record) -> Result<(), TrainError> {
-        self.file.write_all(line(record).as_bytes()).map_err(TrainError::file(&self.path))
+    pub fn append(&mut self, line: L) -> Result<(), TrainError> {
+        self.file.write_all(text(&line).as_bytes()).map_err(TrainError::file(&self.path))?;
+        self.lines.push(line);
+        Ok(())
+    }
+
+    /// All lines, those of before included.
+    pub fn lines(&self) -> &[L] {
+        &self.lines
     }
 }
 
-fn line(record: &Record) -> String {
-    // A record is numbers alone; JSON has a form for all of them (null for what is not finite).
-    serde_json::to_string(record).map(|line| line + "\n").unwrap_or_default()
+fn text<L: Line>(line: &L) -> String {
+    // Lines are numbers alone; JSON has a form for all of them (null for what is not finite).
+    serde_json::to_string(line).map(|line| line + "\n").unwrap_or_default()
 }
 
-/// The lines of a `metrics.jsonl`; a last line that was cut off by a kill is left out.
+/// The lines of a `metrics.jsonl` or `validation.jsonl`; a last line that was cut off by a kill is left out.
 ///
 /// # Errors
-/// If the file cannot be read.
-pub fn read(path: &Path) -> Result<Vec<Record>, TrainError> {
-    let file = std::fs::File::open(path).map_err(TrainError::file(path))?;
-    let mut records = Vec::new();
-    for line in BufReader::new(file).lines() {
-        let line = line.map_err(TrainError::file(path))?;
-        match serde_json::from_str(&line) {
-            Ok(record) => records.push(record),
-            Err(_) => break,
+/// If the file cannot be read; [`TrainError::Line`] for any other line that cannot be understood.
+pub fn read<L: Line>(path: &Path) -> Result<Vec<L>, TrainError> {
+    let content = std::fs::read_to_string(path).map_err(TrainError::file(path))?;
+    let mut lines = Vec::new();
+    for (index, line) in content.split_inclusive('\n').enumerate() {
+        match serde_json::from_str(line) {
+            Ok(line) => lines.push(line),
+            Err(_) if !line.ends_with('\n') => break,
+            Err(problem) => {
+                let (path, number) = (path.to_path_buf(), index + 1);
+                return Err(TrainError::Line { path, number, problem: problem.to_string() });
+            }
         }
     }
-    Ok(records)
+    Ok(lines)
 }
 
 /// The letters of the loss curve, so that it is drawn alike where no fonts are installed; `fonts/LICENSE` has its
@@ -93,11 +141,16 @@ const FONT: &[u8] = include_bytes!("../fonts/DejaVuSans-Latin.ttf");
 /// Its name in the plotting library's table: one of our own, which replaces no font of the embedding program.
 const FONT_NAME: &str = "cxr-trainer";
 
-/// Draws the loss over the steps, raw and smoothed (the paper's Figure 2), as PNG.
+/// Draws the loss over the steps, raw and smoothed (the paper's Figure 2), and the validation loss in orange, as PNG.
 ///
 /// # Errors
 /// If there is nothing to draw, or the picture cannot be written.
-pub fn plot_loss(records: &[Record], title: &str, path: &Path) -> Result<(), TrainError> {
+pub fn plot_loss(
+    records: &[Record],
+    validations: &[Validation],
+    title: &str,
+    path: &Path,
+) -> Result<(), TrainError> {
     let failed = |problem: String| TrainError::Plot { path: path.to_path_buf(), problem };
     let (Some(first), Some(last)) = (records.first(), records.last()) else {
         return Err(failed("no steps".to_string()));
@@ -108,6 +161,7 @@ pub fn plot_loss(records: &[Record], title: &str, path: &Path) -> Result<(), Tra
     let mut sorted: Vec<f64> = records.iter().map(|r| r.loss).filter(|l| l.is_finite()).collect();
     sorted.sort_by(f64::total_cmp);
     let top = sorted.get(sorted.len() * 98 / 100).or(sorted.last()).copied().unwrap_or(1.0).max(1e-9) * 1.15;
+    let top = validations.iter().map(|v| v.loss).filter(|l| l.is_finite()).fold(top, |top, l| top.max(l * 1.05));
     let draw = || -> Result<(), Box<dyn std::error::Error>> {
         let temporary = path.with_extension("part.png");
         {
@@ -141,6 +195,10 @@ pub fn plot_loss(records: &[Record], title: &str, path: &Path) -> Result<(), Tra
                 points(|r| r.smoothed),
                 RGBColor(20, 70, 140).stroke_width(2),
             ))?;
+            let orange = RGBColor(215, 110, 20);
+            let points = || validations.iter().map(|v| (v.step as f64, v.loss.min(top)));
+            chart.draw_series(LineSeries::new(points(), orange.stroke_width(2)))?;
+            chart.draw_series(points().map(|point| Circle::new(point, 3, orange.filled())))?;
             root.present()?;
         }
         std::fs::rename(&temporary, path)?;

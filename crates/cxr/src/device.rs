@@ -97,6 +97,51 @@ impl FromStr for DeviceSpec {
     }
 }
 
+impl DeviceSpec {
+    /// The device of one of several processes on a machine, `local_rank` from 0: that many further than this one, from
+    /// the first again after the last. The CPU is the same for all, and `auto` is looked up first.
+    ///
+    /// A process that sees one GPU alone, as a cluster's scheduler may have it, gets that one.
+    pub fn for_rank(self, local_rank: usize) -> Self {
+        match self {
+            Self::Auto if local_rank > 0 => match best() {
+                Self::Auto => Self::Auto,
+                found => found.for_rank(local_rank),
+            },
+            Self::Cuda(first) => Self::Cuda(further(first, local_rank, cuda_count())),
+            Self::Wgpu(Adapter::Discrete(first)) => {
+                Self::Wgpu(Adapter::Discrete(further(first, local_rank, discrete_count())))
+            }
+            Self::Tch(Some(first)) => Self::Tch(Some(first + local_rank)),
+            other => other,
+        }
+    }
+}
+
+/// The device `steps` after `first`, of `count` where that is known.
+fn further(first: usize, steps: usize, count: usize) -> usize {
+    match count {
+        0 => first + steps,
+        count => (first + steps) % count,
+    }
+}
+
+/// How many CUDA devices this process sees; 0 if that cannot be said.
+fn cuda_count() -> usize {
+    #[cfg(feature = "cuda")]
+    return cuda_devices().unwrap_or(0);
+    #[cfg(not(feature = "cuda"))]
+    0
+}
+
+/// How many discrete adapters this process sees; 0 if that cannot be said.
+fn discrete_count() -> usize {
+    #[cfg(feature = "wgpu")]
+    return adapters(Adapter::Discrete(0));
+    #[cfg(not(feature = "wgpu"))]
+    0
+}
+
 impl fmt::Display for DeviceSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

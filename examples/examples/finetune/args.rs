@@ -12,8 +12,10 @@ use cxr_examples::demo;
 
 /// Fine-tunes Stable Diffusion 1.x on chest radiographs: a LoRA adapter learns, everything else is frozen.
 ///
-/// The folder gets the settings (config.toml), metrics.jsonl, checkpoints, the loss curve, the adapter in diffusers'
-/// format, and a card that says what it is. Given again, the command goes on from the newest checkpoint.
+/// The folder gets the settings (config.toml), metrics.jsonl, the validation loss, checkpoints, the loss curve, grids of
+/// the same prompts along the way, the adapter in diffusers' format, and a card that says what it is. Given again, the
+/// command goes on from the newest checkpoint. Built with --features mpi it trains in several processes, one for each
+/// device: mpirun -n 8 finetune ..., or srun.
 #[derive(Debug, Parser)]
 #[command(version)]
 pub(crate) struct Args {
@@ -49,6 +51,9 @@ pub(crate) struct Args {
     /// A folder with checkpoints: go on from the newest (auto), or refuse it (no).
     #[arg(long, value_enum, default_value_t = Resume::Auto)]
     pub(crate) resume: Resume,
+    /// Take pictures that are smaller than image_size, enlarged.
+    #[arg(long)]
+    pub(crate) enlarge: bool,
     /// Also write the adapter in kohya's format.
     #[arg(long)]
     pub(crate) kohya: bool,

@@ -1,6 +1,7 @@
 //! The card beside an adapter: what it is, what it was made from, and what it is for.
 
 use cxr::lora::Provenance;
+use cxr::trainer::checkpoint::Best;
 
 pub(crate) struct Card<'a> {
     /// The base model as it was asked for.
@@ -14,13 +15,32 @@ pub(crate) struct Card<'a> {
     pub(crate) trainable: usize,
     /// Smoothed loss at the end.
     pub(crate) loss: f64,
+    /// The step with the lowest validation loss.
+    pub(crate) best: Option<Best>,
+    /// Pairs of the validation.
+    pub(crate) held_out: usize,
+    /// The last grid of pictures, beside the card, and its prompts.
+    pub(crate) samples: Option<(String, &'a [String])>,
 }
 
 impl Card<'_> {
     pub(crate) fn text(&self) -> String {
-        let Self { model, provenance, settings, pairs, layers, trainable, loss } = self;
+        let Self { model, provenance, settings, pairs, layers, trainable, loss, held_out, .. } = self;
         let of = |value: &Option<String>| value.clone().unwrap_or_else(|| "unknown".to_owned());
         let steps = provenance.steps.map_or_else(|| "unknown".to_owned(), |steps| steps.to_string());
+        let best = self.best.map_or_else(String::new, |Best { step, loss }| {
+            format!(
+                "\n| Lowest validation loss | {loss:.4} at step {step}, on {held_out} pairs that are not trained on; \
+                 `adapter_best.safetensors` is the adapter of that step |"
+            )
+        });
+        let samples = self.samples.as_ref().map_or_else(String::new, |(file, prompts)| {
+            let list: Vec<String> = prompts.iter().map(|prompt| format!("1. {prompt}")).collect();
+            format!(
+                "\n## Samples\n\n![samples]({file})\n\nFrom left to right, top to bottom:\n\n{}\n",
+                list.join("\n")
+            )
+        });
         format!(
             "# A LoRA adapter for synthetic chest radiographs
 
@@ -38,10 +58,10 @@ model makes of a sentence, and is no evidence of what a disease looks like.
 | SHA-256 of the split | {} |
 | Optimizer steps | {steps} |
 | Layers with an adapter | {layers}, {trainable} parameters |
-| Smoothed loss at the end | {loss:.4} |
+| Smoothed loss at the end | {loss:.4} |{best}
 
 ![loss](loss.png)
-
+{samples}
 ## Settings
 
 ```toml

@@ -2,96 +2,137 @@
 
 mod args;
 mod card;
+mod data;
+mod pictures;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail, ensure};
 use burn::module::AutodiffModule;
-use burn::tensor::FloatDType;
 use clap::Parser;
 use cxr::core::atomic;
 use cxr::core::hash::{sha256_file, sha256_hex};
-use cxr::core::progress::Progress;
-use cxr::dataset::{Collection, ImageLoader, Split};
+use cxr::dataset::{Collection, Split};
 use cxr::kernels::DiffusionAutodiff;
 use cxr::kernels::nn::parameters;
-use cxr::ldm::pipeline::{LoadOptions, ModelParts, ModelSource};
+use cxr::ldm::pipeline::{LoadOptions, ModelSource};
 use cxr::ldm::unet::UNet2dCondition;
 use cxr::ldm::weights::ModelFiles;
 use cxr::lora::{self, Format, Provenance, UNET};
-use cxr::trainer::{BaseDtype, Diffusion, FinetuneConfig, checkpoint, encode, train, watch};
+use cxr::trainer::checkpoint::{self, Best};
+use cxr::trainer::distributed::Ranks;
+use cxr::trainer::{FinetuneConfig, TrainError, Trained, Training, watch};
 use cxr_examples::backend::{Job, exit, run};
 use cxr_examples::progress::{Terminal, show_warnings, stop_on_interrupt};
+use cxr_examples::ranks::Processes;
 
 use self::args::{Args, Resume};
 use self::card::Card;
-
-/// Pictures that go through the autoencoder at once.
-const BATCH: usize = 4;
+use self::data::{Data, check_sizes, float};
+use self::pictures::Pictures;
 
 fn main() -> ExitCode {
     let args = Args::parse();
     stop_on_interrupt();
     show_warnings();
-    exit(start(args))
+    let processes = match Processes::start() {
+        Ok(processes) => processes,
+        Err(error) => return exit(Err(error)),
+    };
+    let result = start(args, &processes);
+    let failed = result.is_err();
+    let code = exit(result);
+    if failed {
+        // The others would wait for this one for ever.
+        processes.end_all();
+    }
+    code
 }
 
 /// Everything that can be found out in seconds is, before hours of work.
-fn start(args: Args) -> Result<()> {
+fn start(mut args: Args, processes: &Processes) -> Result<()> {
     let config = args.settings()?;
     let (collection, split) = args.data()?;
+    if !args.enlarge {
+        check_sizes(&config, &collection, &split)?;
+    }
     let options = LoadOptions::default().with_dtype(float(config.base_dtype));
     let files = ModelFiles::locate(&ModelSource::from(args.model()), &options).context("--model")?;
-    let factor = files.config().context("--model")?.vae.factor();
+    let model = files.config().context("--model")?;
+    model.validate().context("--model")?;
+    let factor = model.vae.factor();
     ensure!(
         (config.image_size as usize).is_multiple_of(factor),
         "image_size is {}, expected a multiple of {factor} for this model",
         config.image_size
     );
-    std::fs::create_dir_all(&args.out).with_context(|| format!("--out {}", args.out.display()))?;
-    if args.resume == Resume::No && !checkpoint::list(&args.out)?.is_empty() {
-        bail!("--resume no: {} holds checkpoints; choose another folder, or remove it", args.out.display());
+    let ranks = processes.ranks();
+    if ranks.rank() == 0 {
+        std::fs::create_dir_all(&args.out).with_context(|| format!("--out {}", args.out.display()))?;
+        if args.resume == Resume::No && !checkpoint::list(&args.out)?.is_empty() {
+            bail!("--resume no: {} holds checkpoints; choose another folder, or remove it", args.out.display());
+        }
+    } else {
+        // One process talks.
+        args.run.quiet = true;
+    }
+    if ranks.size() > 1 {
+        args.run.device = args.run.device.for_rank(processes.local_rank());
+        eprintln!("rank {} of {}: device {}", ranks.rank(), ranks.size(), args.run.device);
     }
     let run_args = args.run.clone();
-    run(&run_args, Finetune { args, config, collection, split, options, files })
+    run(&run_args, Finetune { args, config, collection, split, options, files, ranks })
 }
 
-struct Finetune {
+struct Finetune<'a> {
     args: Args,
     config: FinetuneConfig,
     collection: Collection,
     split: Split,
     options: LoadOptions,
     files: ModelFiles,
+    ranks: &'a dyn Ranks,
 }
 
-impl Job for Finetune {
+impl Job for Finetune<'_> {
     fn run<B: DiffusionAutodiff>(self, device: B::Device) -> Result<()> {
-        let Self { args, config, collection, split, options, files } = self;
+        let Self { args, config, collection, split, options, files, ranks } = self;
         let terminal = Terminal::new(args.run.quiet);
         let out = &args.out;
+        let writes = ranks.rank() == 0;
         let split_file = out.join("split.json");
-        split.write(&split_file, &collection)?;
         let toml = config.to_toml();
-        atomic::write_bytes(out.join("config.toml"), toml.as_bytes()).context("cannot write config.toml")?;
-        let mut provenance = Provenance {
-            dataset: Some(sha256_hex(&serde_json::to_vec(&collection.metadata_rows())?)),
-            split: Some(sha256_file(&split_file)?),
-            rank: Some(config.lora.rank),
-            alpha: Some(config.lora.alpha),
-            targets: Some(config.lora.targets.to_string()),
-            seed: Some(config.seed),
-            ..Provenance::default()
-        };
+        if writes {
+            split.write(&split_file, &collection)?;
+            atomic::write_bytes(out.join("config.toml"), toml.as_bytes())
+                .context("cannot write config.toml")?;
+        }
 
-        let options = options.with_progress(Terminal::new(args.run.quiet));
-        let parts = files.load::<B>(&options, &device).context("--model")?;
-        provenance.base_model = Some(parts.hash.clone());
-        let data = format!("{} {:?} {}", parts.hash, provenance.dataset, config.image_size);
+        let loading = options.clone().with_progress(Terminal::new(args.run.quiet));
+        let hash = files.hash::<B>(&loading, &device).context("--model")?;
+        let dataset = sha256_hex(&serde_json::to_vec(&collection.metadata_rows())?);
+        let trained_on = sha256_hex(format!("{:?}", split.train).as_bytes());
+        let fingerprint = format!("{hash} {dataset} {trained_on} {}", config.image_size);
         let cache = args.cache.clone().unwrap_or_else(|| out.join("cache"));
-        let (objective, mut unet) =
-            objective::<B>(&config, (&collection, &split), parts, data, &device, &cache, &terminal)?;
+        let data = Data {
+            config: &config,
+            collection: &collection,
+            split: &split,
+            files: &files,
+            options: &options,
+            model: &hash,
+            cache: &cache,
+        };
+        // The first process fills the cache, the others read it.
+        if !writes {
+            ranks.wait();
+        }
+        let (objective, held_out) = data.objectives::<B>(fingerprint, &device, &terminal)?;
+        if writes {
+            ranks.wait();
+        }
+        let mut unet = files.load_unet::<B>(&loading, &device).context("--model")?;
         let layers = lora::attach(&mut unet, &config.lora, config.seed)?;
         let (all, trainable) = parameters::count(&unet);
         if !args.run.quiet {
@@ -102,88 +143,116 @@ impl Job for Finetune {
             );
         }
 
-        let loop_config = config.train_config(split.train.len());
-        let trained = train(unet, &objective, &loop_config, out, &terminal)?;
+        let loop_config = config.train_config(split.train.len(), ranks.size());
+        let options = options.clone();
+        let pictures = Pictures { config: &config, files: &files, options, hash: &hash, out };
+        let mut training =
+            Training::new(&objective, &loop_config, out).title("Fine-tuning: loss").ranks(ranks);
+        if let Some(held_out) = &held_out {
+            let loss = |model: &UNet2dCondition<B>| Ok(data.validate::<B>(held_out, model));
+            training = training.validate(config.validation.every, loss);
+        }
+        if config.samples.every > 0 {
+            let show = |step, model: &UNet2dCondition<B>| {
+                pictures.make::<B>(step, model, &device).map_err(TrainError::from)
+            };
+            training = training.show(config.samples.every, show);
+        }
+        let trained = training.run(unet, &terminal)?;
         if trained.stopped {
-            bail!("stopped at step {}; the same command goes on from there", trained.step);
+            bail!(
+                "stopped at step {} of {}, which is kept in {}; the same command goes on from there",
+                trained.step,
+                loop_config.steps,
+                out.join(format!("checkpoint-{}", trained.step)).display()
+            );
         }
-        let records = watch::read(&out.join("metrics.jsonl"))?;
-        watch::plot_loss(&records, "Fine-tuning: loss", &out.join("loss.png"))?;
-        provenance.steps = Some(trained.step);
-        let unet = trained.averaged.unwrap_or(trained.model);
-        let mut adapter = lora::export(&unet.valid(), &config.lora.name, UNET)?;
-        adapter.provenance =
-            Provenance { crate_version: adapter.provenance.crate_version.clone(), ..provenance };
-        let file = out.join("adapter.safetensors");
-        lora::write(&file, &adapter, Format::Diffusers)?;
-        if args.kohya {
-            lora::write(out.join("adapter_kohya.safetensors"), &adapter, Format::Kohya)?;
+        if !writes {
+            return Ok(());
         }
-        let card = Card {
-            model: args.model.as_deref().unwrap_or("the embedded model of this project"),
-            provenance: &adapter.provenance,
+        let provenance = Provenance {
+            base_model: Some(hash.clone()),
+            dataset: Some(dataset),
+            split: Some(sha256_file(&split_file)?),
+            rank: Some(config.lora.rank),
+            alpha: Some(config.lora.alpha),
+            targets: Some(config.lora.targets.to_string()),
+            seed: Some(config.seed),
+            ..Provenance::default()
+        };
+        let results = Results {
+            args: &args,
+            config: &config,
             settings: &toml,
             pairs: split.train.len(),
+            held_out: held_out.as_ref().map_or(0, |held_out| held_out.samples.len()),
             layers,
             trainable,
-            loss: records.last().map_or(f64::NAN, |record| record.smoothed),
         };
-        atomic::write_bytes(out.join("README.md"), card.text().as_bytes())
-            .context("cannot write README.md")?;
-        println!("{}", file.display());
+        println!("{}", results.write::<B>(trained, provenance)?.display());
         Ok(())
     }
 }
 
-/// What is learnt: the noise in latents, by a UNet.
-type Noise<B> = Diffusion<B, UNet2dCondition<B>>;
-
-/// Latents and embeddings of what is trained on, and the UNet, which is all that stays in memory of the model.
-fn objective<B: DiffusionAutodiff>(
-    config: &FinetuneConfig,
-    (collection, split): (&Collection, &Split),
-    parts: ModelParts<B>,
-    fingerprint: String,
-    device: &B::Device,
-    cache: &Path,
-    progress: &dyn Progress,
-) -> Result<(Noise<B>, UNet2dCondition<B>)> {
-    let ModelParts { text, unet, vae, tokenizer, schedule, config: model, hash, .. } = parts;
-    let images = ImageLoader::new(Args::images(config));
-    let (dtype, factor) = (float(config.base_dtype), model.vae.scaling_factor);
-    let kept = encode::EncodeCache { folder: cache, model: &hash };
-    let (moments, shape) = encode::moments::<B::InnerBackend>(
-        &vae.valid(),
-        dtype,
-        factor,
-        (collection, &split.train),
-        &images,
-        BATCH,
-        Some(&kept),
-        device,
-        progress,
-    )?;
-    drop(vae);
-    let prompts = || split.train.iter().map(|&position| collection.pairs[position].text.as_str());
-    let text = text.valid();
-    let embed = |ids| text.forward(ids);
-    let embeddings = encode::embeddings(embed, dtype, &tokenizer, prompts(), Some(&kept), device, progress)?;
-    let samples = encode::pair_up(moments, prompts(), &embeddings);
-    let unconditional = embeddings[""].clone();
-    let plain = Diffusion::new(&schedule, samples, shape, unconditional, fingerprint, device);
-    let objective = Diffusion {
-        weight: config.weight,
-        dropout: config.caption_dropout,
-        noise_offset: config.noise_offset,
-        ..plain
-    };
-    Ok((objective, unet))
+/// What a user takes away.
+struct Results<'a> {
+    args: &'a Args,
+    config: &'a FinetuneConfig,
+    settings: &'a str,
+    pairs: usize,
+    held_out: usize,
+    layers: usize,
+    trainable: usize,
 }
 
-fn float(dtype: BaseDtype) -> FloatDType {
-    match dtype {
-        BaseDtype::F32 => FloatDType::F32,
-        BaseDtype::F16 => FloatDType::F16,
-        BaseDtype::Bf16 => FloatDType::BF16,
+impl Results<'_> {
+    /// Writes the adapters and their card; the file of the last step.
+    fn write<B: DiffusionAutodiff>(
+        &self,
+        trained: Trained<UNet2dCondition<B>>,
+        provenance: Provenance,
+    ) -> Result<PathBuf> {
+        let Self { args, config, .. } = *self;
+        let out = &args.out;
+        let last = trained.averaged.unwrap_or(trained.model);
+        let export = |unet: &UNet2dCondition<B>, step: u64, name: &str| -> Result<Provenance> {
+            let mut adapter = lora::export(&unet.valid(), &config.lora.name, UNET)?;
+            let crate_version = adapter.provenance.crate_version.clone();
+            adapter.provenance = Provenance { steps: Some(step), crate_version, ..provenance.clone() };
+            lora::write(out.join(format!("{name}.safetensors")), &adapter, Format::Diffusers)?;
+            if args.kohya {
+                lora::write(out.join(format!("{name}_kohya.safetensors")), &adapter, Format::Kohya)?;
+            }
+            Ok(adapter.provenance)
+        };
+        let provenance = export(&last, trained.step, "adapter")?;
+        if let Some(best @ Best { step, .. }) = trained.best {
+            let weights = checkpoint::load_weights(last, &best.checkpoint(out))?;
+            export(&weights, step, "adapter_best")?;
+        }
+        let samples = grid(out, trained.step).map(|file| (file, config.samples.prompts.as_slice()));
+        let records: Vec<watch::Record> = watch::read(&out.join("metrics.jsonl"))?;
+        let card = Card {
+            model: args.model.as_deref().unwrap_or("the embedded model of this project"),
+            provenance: &provenance,
+            settings: self.settings,
+            pairs: self.pairs,
+            layers: self.layers,
+            trainable: self.trainable,
+            loss: records.last().map_or(f64::NAN, |record| record.smoothed),
+            best: trained.best,
+            held_out: self.held_out,
+            samples: samples.filter(|_| config.samples.every > 0),
+        };
+        atomic::write_bytes(out.join("README.md"), card.text().as_bytes())
+            .context("cannot write README.md")?;
+        Ok(out.join("adapter.safetensors"))
     }
+}
+
+/// The grid of a step as the card names it, if it is there.
+fn grid(out: &Path, step: u64) -> Option<String> {
+    let file = Pictures::path(out, step);
+    let name = file.file_name()?.to_string_lossy().into_owned();
+    file.is_file().then(|| format!("samples/{name}"))
 }

@@ -95,7 +95,7 @@ pub(crate) fn finetune<B: DiffusionAutodiff>(
 
     let records = watch::read(&run_folder.join("metrics.jsonl"))?;
     let curve = folder.join("loss.png");
-    watch::plot_loss(&records, "Fine-tuning: loss", &curve)?;
+    watch::plot_loss(&records, &[], "Fine-tuning: loss", &curve)?;
     let unet = trained.averaged.unwrap_or(trained.model);
     let mut adapter = lora::export(&unet.valid(), NAME, UNET)?;
     adapter.provenance = Provenance {

@@ -8,7 +8,6 @@ mod folder;
 mod prompts;
 
 use std::ops::ControlFlow;
-use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -16,18 +15,14 @@ use clap::Parser;
 use cxr::Synthesizer;
 use cxr::core::metadata::MetadataRow;
 use cxr::core::progress::Progress;
-use cxr::dataset::contact_sheet;
 use cxr::ldm::pipeline::Image;
 use cxr_examples::backend::exit;
 use cxr_examples::progress::{Terminal, interrupted, show_warnings, stop_on_interrupt};
-use image::RgbImage;
+use cxr_examples::sheet::Sheet;
 
 use self::args::{Args, Size};
 use self::folder::Folder;
 use self::prompts::Item;
-
-/// What a contact sheet shows at most.
-const SHEET: usize = 64;
 
 fn main() -> ExitCode {
     let args = Args::parse();
@@ -103,7 +98,7 @@ fn synthesize(args: &Args, items: &[Item]) -> Result<()> {
     }
     terminal.end(&format!("{made} in {}", args.out.display()));
     if let Some(file) = &args.sheet {
-        sheet.save(file)?;
+        sheet.save(file).context("--sheet")?;
     }
     if made < missing.len() {
         bail!(
@@ -148,37 +143,5 @@ struct Offset<'a> {
 impl Progress for Offset<'_> {
     fn advance(&self, done: u64, _: &str) -> ControlFlow<()> {
         self.progress.advance(self.done + done, &self.message)
-    }
-}
-
-/// The first pictures of a run, side by side.
-#[derive(Default)]
-struct Sheet {
-    pictures: Vec<RgbImage>,
-    first: Option<Image>,
-}
-
-impl Sheet {
-    fn add(&mut self, image: &Image) {
-        if self.pictures.len() < SHEET {
-            let (width, height) = (image.width as u32, image.height as u32);
-            self.pictures.extend(RgbImage::from_raw(width, height, image.rgb.clone()));
-        }
-        self.first.get_or_insert_with(|| image.clone());
-    }
-
-    /// Writes it, marked as synthetic like the pictures.
-    fn save(self, file: &Path) -> Result<()> {
-        let Some(mut grid) = self.first else { return Ok(()) };
-        let columns = (self.pictures.len() as f64).sqrt().ceil() as usize;
-        let sheet = contact_sheet(&self.pictures, columns);
-        grid.settings.prompt = format!(
-            "Contact sheet of {} pictures, the first of: {}",
-            self.pictures.len(),
-            grid.settings.prompt
-        );
-        (grid.width, grid.height) = (sheet.width() as usize, sheet.height() as usize);
-        grid.rgb = sheet.into_raw();
-        grid.save_png(file).context("--sheet")
     }
 }

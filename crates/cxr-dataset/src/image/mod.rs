@@ -9,7 +9,7 @@ mod square;
 
 use std::path::Path;
 
-use image::{Rgb, RgbImage};
+use image::{ImageReader, Rgb, RgbImage};
 use serde::{Deserialize, Serialize};
 
 use crate::{DatasetError, ImageError};
@@ -142,6 +142,26 @@ pub fn load_square(path: &Path, options: &ImageOptions) -> Result<Square, ImageE
     let decoded = Decoded::open(path)?;
     resize::to_square(&decoded, options)
         .map_err(|reason| ImageError::Undecodable { path: path.into(), reason })
+}
+
+/// Width and height of a picture as it is stored, from the beginning of its file; those of a DICOM file take decoding.
+///
+/// # Errors
+/// As [`load`].
+pub fn dimensions(path: &Path) -> Result<(u32, u32), ImageError> {
+    let undecodable = |reason: String| ImageError::Undecodable { path: path.into(), reason };
+    let reader = match ImageReader::open(path) {
+        Ok(reader) => reader,
+        Err(source) => {
+            check_exists(path)?;
+            return Err(ImageError::Read { path: path.into(), source });
+        }
+    };
+    let reader = reader.with_guessed_format().map_err(|source| ImageError::Read { path: path.into(), source })?;
+    if reader.format().is_none() {
+        return Decoded::open(path).map(|decoded| decoded.dimensions());
+    }
+    reader.into_dimensions().map_err(|error| undecodable(error.to_string()))
 }
 
 /// Whether a file is there and has bytes, without decoding it.

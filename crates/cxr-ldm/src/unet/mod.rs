@@ -10,4 +10,4 @@ mod transformer;
 
 pub use config::{DownBlockType, Heads, UNetConfig, UpBlockType};
 pub use context::Context;
-pub use model::UNet2dCondition;
+pub use model::{Flow, UNet2dCondition};

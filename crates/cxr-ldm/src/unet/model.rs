@@ -6,7 +6,20 @@ use cxr_lora::{Adaptable, LayerMut, LayerRef, LoraConv2d, LoraConv2dConfig};
 
 use super::block::{DownBlock, Level, MidBlock, UpBlock};
 use super::time::TimeEmbedding;
+use super::context::ContextReader;
 use super::{Context, UNetConfig};
+
+/// What flows from one block of a UNet to the next.
+#[derive(Debug, Clone)]
+pub struct Flow<B: Backend> {
+    /// `[n, c, h, w]`.
+    pub x: Tensor<B, 4>,
+    /// What the way up will take, the last first, `[n, c, h, w]` each: a block on the way down adds some, one on the way
+    /// up takes some.
+    pub skips: Vec<Tensor<B, 4>>,
+    /// The timesteps, embedded, which every block reads, `[n, width]`.
+    pub time: Tensor<B, 2>,
+}
 
 /// The noise predictor of latent diffusion (Rombach et al. 2022): diffusers' `UNet2DConditionModel`.
 ///
@@ -64,22 +77,55 @@ impl<B: DiffusionBackend> UNet2dCondition<B> {
         timesteps: Tensor<B, 1>,
         context: &Context<B>,
     ) -> Tensor<B, 4> {
-        let [n, ..] = latents.dims();
-        assert_eq!(n, timesteps.dims()[0], "rows of latents against timesteps");
-        assert_eq!(n, context.rows().unwrap_or(n), "rows of latents against context");
+        assert_eq!(latents.dims()[0], context.rows().unwrap_or(latents.dims()[0]), "rows of latents against context");
+        let mut flow = self.begin(latents, timesteps);
+        let mut context = context.reader();
+        for index in 0..self.blocks() {
+            flow = self.pass(index, flow, &mut context);
+        }
+        self.end(flow)
+    }
+
+    /// [`forward`](Self::forward) up to the first block. With [`block`](Self::block) and [`end`](Self::end) it is the same
+    /// pass in pieces: for those who go back through one block at a time.
+    ///
+    /// # Panics
+    /// If rows of latents and timesteps, or channels or dtypes do not fit.
+    pub fn begin(&self, latents: Tensor<B, 4>, timesteps: Tensor<B, 1>) -> Flow<B> {
+        assert_eq!(latents.dims()[0], timesteps.dims()[0], "rows of latents against timesteps");
         // every residual block starts with its SiLU
         let time = ops::silu(self.time_embedding.forward(timesteps, latents.dtype()));
-        let mut context = context.reader();
-        let mut x = self.conv_in.forward(latents);
-        let mut skips = vec![x.clone()];
-        for block in &self.down_blocks {
-            x = block.forward(x, &time, &mut context, &mut skips);
-        }
-        x = self.mid_block.forward(x, &time, &mut context);
-        for block in &self.up_blocks {
-            x = block.forward(x, &time, &mut context, &mut skips);
-        }
-        self.conv_out.forward(self.conv_norm_out.forward_silu(x))
+        let x = self.conv_in.forward(latents);
+        Flow { skips: vec![x.clone()], x, time }
+    }
+
+    /// How many blocks there are: those down, one in the middle, those up.
+    pub fn blocks(&self) -> usize {
+        self.down_blocks.len() + 1 + self.up_blocks.len()
+    }
+
+    /// One block, on what flows into it; `hidden` is the text encoder's last hidden state `[n, tokens, width]`.
+    ///
+    /// # Panics
+    /// If there is no such block, or shapes or dtypes do not fit.
+    pub fn block(&self, index: usize, flow: Flow<B>, hidden: Tensor<B, 3>) -> Flow<B> {
+        self.pass(index, flow, &mut Context::new(hidden).reader())
+    }
+
+    fn pass(&self, index: usize, flow: Flow<B>, context: &mut ContextReader<'_, B>) -> Flow<B> {
+        let Flow { x, mut skips, time } = flow;
+        let down = self.down_blocks.len();
+        let x = match index {
+            _ if index < down => self.down_blocks[index].forward(x, &time, context, &mut skips),
+            _ if index == down => self.mid_block.forward(x, &time, context),
+            _ => self.up_blocks[index - down - 1].forward(x, &time, context, &mut skips),
+        };
+        Flow { x, skips, time }
+    }
+
+    /// The prediction, of what flows out of the last block.
+    pub fn end(&self, flow: Flow<B>) -> Tensor<B, 4> {
+        self.conv_out.forward(self.conv_norm_out.forward_silu(flow.x))
     }
 
     /// A context whose keys and values are computed now, once for every step that uses it.

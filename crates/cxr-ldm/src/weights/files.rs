@@ -296,6 +296,20 @@ impl ModelFiles {
         weights.reader(options).fill(module, component, file, keys)
     }
 
+    /// The hash of all weights, as [`ModelParts::hash`] has it, without keeping any in memory: every tensor is read once.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load), but for values that are not finite, which are not looked for.
+    pub fn hash<B: Backend>(&self, options: &LoadOptions, device: &B::Device) -> Result<String, Error> {
+        let parts = self.config()?.init::<B>(device)?;
+        let weights = self.weights(&parts, options, &Component::ALL)?;
+        let mut reader = weights.reader(options);
+        for (component, file, keys) in &weights.networks {
+            reader.skim(*component, &weights.files[*file], keys)?;
+        }
+        Ok(reader.finish())
+    }
+
     /// The vocabulary: the folder's own, or CLIP's.
     ///
     /// # Errors

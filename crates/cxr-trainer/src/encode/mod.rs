@@ -40,14 +40,15 @@ const PROMPT_BATCH: usize = 8;
 /// Encodes the pictures of the pairs at `positions`, in that order: mean and standard deviation of the latents, not one
 /// draw, times `scaling_factor`; and the latents' shape `[c, h, w]`.
 ///
-/// `dtype` is that of the autoencoder's weights. Pictures go through it `batch` at a time, which changes memory and
-/// speed, and the result by rounding at most. What is in the cache is not made again.
+/// `vae` loads the autoencoder, whose weights are of `dtype`. Pictures go through it `batch` at a time, which changes
+/// memory and speed, and the result by rounding at most. What is in the cache is not made again, and if all is there, the
+/// autoencoder is not loaded.
 ///
 /// # Errors
-/// [`TrainError::Data`] for a picture that cannot be used, [`TrainError::Latents`] if the autoencoder made of one what
+/// [`TrainError::Model`] if `vae` fails, [`TrainError::Data`] for a picture that cannot be used, [`TrainError::Latents`] if the autoencoder made of one what
 /// is no number, [`TrainError::Stopped`] if `progress` asks to stop, files of the cache that cannot be written.
 pub fn moments<B: DiffusionBackend>(
-    vae: &AutoencoderKl<B>,
+    vae: impl FnOnce() -> Result<AutoencoderKl<B>, cxr_ldm::Error>,
     dtype: FloatDType,
     scaling_factor: f64,
     (collection, positions): (&Collection, &[usize]),
@@ -60,6 +61,7 @@ pub fn moments<B: DiffusionBackend>(
     let _stage = Stage::begin(progress, "encoding pictures", Some(positions.len() as u64));
     let settings = format!("{dtype:?} {scaling_factor}");
     let (mut all, mut shape) = (Vec::with_capacity(positions.len()), [0; 3]);
+    let mut vae = Lazy::new(vae);
     for some in positions.chunks(PICTURES) {
         let of_pictures =
             |cache: &EncodeCache<'_>| cache.of_pictures(&settings, images.options(), (collection, some));
@@ -69,7 +71,7 @@ pub fn moments<B: DiffusionBackend>(
             Some(kept) => kept,
             None => {
                 let data = (collection, some);
-                let made = encode(vae, dtype, scaling_factor, data, images, batch, device, &mut |done| {
+                let made = encode(vae.get()?, dtype, scaling_factor, data, images, batch, device, &mut |done| {
                     progress.advance((all.len() + done) as u64, "")
                 })?;
                 if let Some(path) = &path {
@@ -88,6 +90,27 @@ pub fn moments<B: DiffusionBackend>(
         }
     }
     Ok((all, shape))
+}
+
+/// Something that is loaded when it is first needed.
+struct Lazy<T, F> {
+    load: Option<F>,
+    loaded: Option<T>,
+}
+
+impl<T, F: FnOnce() -> Result<T, cxr_ldm::Error>> Lazy<T, F> {
+    fn new(load: F) -> Self {
+        Self { load: Some(load), loaded: None }
+    }
+
+    fn get(&mut self) -> Result<&T, cxr_ldm::Error> {
+        let Self { load, loaded } = self;
+        if let Some(load) = load.take() {
+            *loaded = Some(load()?);
+        }
+        // The loader is gone without a result only if it failed, and then nobody asks again.
+        loaded.as_ref().ok_or(cxr_ldm::Error::Stopped)
+    }
 }
 
 /// Mean and deviation of some pictures, `[n, c, h, w]`.
@@ -133,13 +156,13 @@ fn encode<B: DiffusionBackend>(
 
 /// Embeds prompts, each distinct one once, with the empty one among them for guidance; by their text.
 ///
-/// `embed` is a text encoder's last hidden state of some token ids `[n, 77]`, `[n, 77, width]`, with weights of
-/// `dtype`. What is in the cache is not made again.
+/// `text` loads a text encoder with weights of `dtype`: what gives its last hidden state `[n, 77, width]` of some token
+/// ids `[n, 77]`. What is in the cache is not made again, and if all is there, it is not loaded.
 ///
 /// # Errors
-/// [`TrainError::Stopped`] if `progress` asks to stop, files of the cache that cannot be written.
-pub fn embeddings<'a, B: DiffusionBackend>(
-    embed: impl Fn(Tensor<B, 2, Int>) -> Tensor<B, 3>,
+/// [`TrainError::Model`] if `text` fails, [`TrainError::Stopped`] if `progress` asks to stop, files of the cache that cannot be written.
+pub fn embeddings<'a, B: DiffusionBackend, E: Fn(Tensor<B, 2, Int>) -> Tensor<B, 3>>(
+    text: impl FnOnce() -> Result<E, cxr_ldm::Error>,
     dtype: FloatDType,
     tokenizer: &ClipTokenizer,
     prompts: impl IntoIterator<Item = &'a str>,
@@ -152,6 +175,7 @@ pub fn embeddings<'a, B: DiffusionBackend>(
     distinct.dedup();
     let _stage = Stage::begin(progress, "embedding prompts", Some(distinct.len() as u64));
     let mut all = HashMap::with_capacity(distinct.len());
+    let mut text = Lazy::new(text);
     for some in distinct.chunks(PROMPTS) {
         // A vocabulary of the model's own gives other ids for the same text.
         let ids: Vec<Vec<i64>> =
@@ -161,7 +185,7 @@ pub fn embeddings<'a, B: DiffusionBackend>(
         let [made] = match kept {
             Some(kept) => kept,
             None => {
-                let made = embed_all(&embed, &ids, device, &mut |done| {
+                let made = embed_all(text.get()?, &ids, device, &mut |done| {
                     progress.advance((all.len() + done) as u64, "")
                 })?;
                 if let Some(path) = &path {

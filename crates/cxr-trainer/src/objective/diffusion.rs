@@ -1,15 +1,17 @@
 //! Predicting the noise in noised latents.
 
-use burn::tensor::backend::{AutodiffBackend, Backend};
+use burn::module::AutodiffModule;
+use burn::optim::GradientsParams;
+use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Tensor, TensorData};
 use cxr_core::random::Stream;
-use cxr_kernels::DiffusionBackend;
+use cxr_kernels::{DiffusionAutodiff, DiffusionBackend};
 use cxr_ldm::scheduler::{NoiseSchedule, PredictionType};
 use cxr_ldm::unet::{Context, UNet2dCondition};
 use cxr_lora::DropoutStep;
 use serde::{Deserialize, Serialize};
 
-use super::{Objective, Sample};
+use super::{Objective, Sample, blocks, loss_and_gradients};
 
 /// A model that predicts the noise in latents, given a condition.
 pub trait Denoise<B: Backend> {
@@ -23,6 +25,22 @@ pub trait Denoise<B: Backend> {
         timesteps: Tensor<B, 1>,
         conditions: &[&Self::Condition],
     ) -> Tensor<B, 4>;
+
+    /// The loss of the prediction for such inputs, and its gradients, with as little memory as this model can do with: by
+    /// default, as with any other loss.
+    fn gradients_by_block(
+        &self,
+        latents: Tensor<B, 4>,
+        timesteps: Tensor<B, 1>,
+        conditions: &[&Self::Condition],
+        loss: &dyn Fn(Tensor<B, 4>) -> Tensor<B, 1>,
+    ) -> (f64, GradientsParams)
+    where
+        B: DiffusionAutodiff,
+        Self: AutodiffModule<B>,
+    {
+        loss_and_gradients(self, loss(self.denoise(latents, timesteps, conditions)))
+    }
 
     /// Sets where the masks of adapters with dropout come from; nothing for models without adapters.
     fn set_dropout_step(&mut self, step: DropoutStep) {
@@ -40,14 +58,26 @@ impl<B: DiffusionBackend> Denoise<B> for UNet2dCondition<B> {
         timesteps: Tensor<B, 1>,
         conditions: &[&Self::Condition],
     ) -> Tensor<B, 4> {
-        let [tokens, width] = conditions.first().map_or([0, 0], |(_, shape)| *shape);
-        let values: Vec<f32> = conditions.iter().flat_map(|(values, _)| values.iter().copied()).collect();
-        let data = TensorData::new(values, [conditions.len(), tokens, width]);
-        let hidden = Tensor::<B, 3>::from_data(data, &latents.device());
         // The frozen weights may be in half precision; what is compared with the target is f32.
         let dtype = self.dtype();
-        let predicted = self.forward(latents.cast(dtype), timesteps, &Context::new(hidden.cast(dtype)));
-        predicted.cast(DType::F32)
+        let hidden = hidden(conditions, &latents.device()).cast(dtype);
+        self.forward(latents.cast(dtype), timesteps, &Context::new(hidden)).cast(DType::F32)
+    }
+
+    fn gradients_by_block(
+        &self,
+        latents: Tensor<B, 4>,
+        timesteps: Tensor<B, 1>,
+        conditions: &[&Self::Condition],
+        loss: &dyn Fn(Tensor<B, 4>) -> Tensor<B, 1>,
+    ) -> (f64, GradientsParams)
+    where
+        B: DiffusionAutodiff,
+    {
+        let dtype = self.dtype();
+        let hidden = hidden(conditions, &latents.device()).cast(dtype);
+        let loss = |predicted: Tensor<B, 4>| loss(predicted.cast(DType::F32));
+        blocks::gradients(self, latents.cast(dtype), timesteps, hidden, &loss)
     }
 
     fn set_dropout_step(&mut self, step: DropoutStep) {
@@ -56,6 +86,16 @@ impl<B: DiffusionBackend> Denoise<B> for UNet2dCondition<B> {
             let _ = cxr_lora::set_dropout_step(self, &name, Some(step));
         }
     }
+}
+
+/// Text embeddings as the UNet takes them, `[n, tokens, width]`.
+fn hidden<B: Backend>(
+    conditions: &[&(std::sync::Arc<Vec<f32>>, [usize; 2])],
+    device: &B::Device,
+) -> Tensor<B, 3> {
+    let [tokens, width] = conditions.first().map_or([0, 0], |(_, shape)| *shape);
+    let values: Vec<f32> = conditions.iter().flat_map(|(values, _)| values.iter().copied()).collect();
+    Tensor::from_data(TensorData::new(values, [conditions.len(), tokens, width]), device)
 }
 
 /// One picture as the autoencoder sees it, and its condition.
@@ -95,9 +135,9 @@ pub enum SnrWeight {
 
 /// Mean squared error of the predicted noise (Ho et al., 2020, equation 14), or velocity, on cached latents.
 ///
-/// Made by [`new`](Self::new) with the options off. For each sample, from streams named by its position: a timestep uniform in `[0, T)`, noise, and the draw from
-/// the autoencoder's posterior.
-pub struct Diffusion<B: AutodiffBackend, M: Denoise<B>> {
+/// Made by [`new`](Self::new) with the options off. For each sample, from streams named by its position: a timestep
+/// uniform in `[0, T)`, noise, and the draw from the autoencoder's posterior.
+pub struct Diffusion<B: Backend, M: Denoise<B>> {
     /// The pictures.
     pub samples: Vec<LatentSample<M::Condition>>,
     /// Shape of one picture's latents, `[c, h, w]`.
@@ -115,13 +155,16 @@ pub struct Diffusion<B: AutodiffBackend, M: Denoise<B>> {
     pub dropout: f32,
     /// The condition of an empty prompt.
     pub unconditional: M::Condition,
+    /// Go backward one block of the model at a time: less memory, about a third more time, the same gradients but for
+    /// rounding.
+    pub by_block: bool,
     /// Says what data this is.
     pub fingerprint: String,
     /// Where the tensors go.
     pub device: B::Device,
 }
 
-impl<B: AutodiffBackend, M: Denoise<B>> Diffusion<B, M> {
+impl<B: Backend, M: Denoise<B>> Diffusion<B, M> {
     /// The objective of a model that was trained with `schedule`, on pictures of `shape`: every timestep counts the
     /// same, every caption is kept, no offset noise. `unconditional` is the condition of an empty prompt, and
     /// `fingerprint` says what data this is.
@@ -142,6 +185,7 @@ impl<B: AutodiffBackend, M: Denoise<B>> Diffusion<B, M> {
             weight: SnrWeight::Uniform,
             dropout: 0.0,
             unconditional,
+            by_block: false,
             fingerprint,
             device: device.clone(),
         }
@@ -152,8 +196,7 @@ impl<B: AutodiffBackend, M: Denoise<B>> Diffusion<B, M> {
         let stream = |purpose: &str| Stream::new(seed, purpose, sample.position);
         let elements = self.shape.iter().product();
         let item = &self.samples[sample.index];
-        let posterior = stream("posterior").normals(elements);
-        let latent = |(i, mean): (usize, &f32)| mean + item.std.get(i).map_or(0.0, |std| std * posterior[i]);
+        let latents = item.latents(&stream("posterior").normals(elements));
         let unconditional = stream("caption dropout").uniform() < self.dropout;
         let mut noise = stream("noise").normals(elements);
         if self.noise_offset != 0.0 {
@@ -164,7 +207,7 @@ impl<B: AutodiffBackend, M: Denoise<B>> Diffusion<B, M> {
             }
         }
         DrawnSample {
-            latents: item.mean.iter().enumerate().map(latent).collect(),
+            latents,
             noise,
             timestep: stream("timestep").below(self.alphas_cumprod.len() as u64) as usize,
             condition: if unconditional { &self.unconditional } else { &item.condition },
@@ -176,10 +219,82 @@ impl<B: AutodiffBackend, M: Denoise<B>> Diffusion<B, M> {
     /// # Panics
     /// If a timestep is not below the schedule's length, or the latents are not of this objective's shape.
     pub fn loss_of(&self, model: &M, samples: &[DrawnSample<'_, M::Condition>]) -> Tensor<B, 1> {
+        let noised = self.noised(samples);
+        let conditions: Vec<&M::Condition> = samples.iter().map(|sample| sample.condition).collect();
+        noised.loss(model.denoise(noised.latents.clone(), noised.timesteps.clone(), &conditions))
+    }
+
+    /// [`loss_of`](Self::loss_of) with its gradients, one block after the other if [`by_block`](Self::by_block) says so.
+    ///
+    /// # Panics
+    /// As [`loss_of`](Self::loss_of).
+    pub fn gradients_of(
+        &self,
+        model: &M,
+        samples: &[DrawnSample<'_, M::Condition>],
+    ) -> (f64, GradientsParams)
+    where
+        B: DiffusionAutodiff,
+        M: AutodiffModule<B>,
+    {
+        if !self.by_block {
+            return loss_and_gradients(model, self.loss_of(model, samples));
+        }
+        let noised = self.noised(samples);
+        let conditions: Vec<&M::Condition> = samples.iter().map(|sample| sample.condition).collect();
+        let loss = |predicted| noised.loss(predicted);
+        model.gradients_by_block(noised.latents.clone(), noised.timesteps.clone(), &conditions, &loss)
+    }
+
+    /// The mean squared error at fixed timesteps with fixed noise, to be followed over a run: every sample once in each of
+    /// `bins` equal parts of the timesteps, with everything random a function of `seed`. Every timestep counts the same,
+    /// no caption is dropped, and no offset is added to the noise, whatever this objective's settings.
+    ///
+    /// A model of an autodiff backend would build graphs: give it and this objective on the inner backend.
+    pub fn validation_loss(
+        &self,
+        model: &M,
+        bins: usize,
+        batch_size: usize,
+        seed: u64,
+    ) -> Vec<TimestepLoss> {
+        let (timesteps, elements) = (self.alphas_cumprod.len(), self.shape.iter().product());
+        let bins = bins.clamp(1, timesteps);
+        (0..bins)
+            .map(|bin| {
+                let (from, to) = (bin * timesteps / bins, (bin + 1) * timesteps / bins);
+                let draw = |index: usize| {
+                    let stream = |purpose| Stream::new(seed, purpose, (index * bins + bin) as u64);
+                    let sample = &self.samples[index];
+                    DrawnSample {
+                        latents: sample.latents(&stream("validation posterior").normals(elements)),
+                        noise: stream("validation noise").normals(elements),
+                        timestep: from + stream("validation timestep").below((to - from) as u64) as usize,
+                        condition: &sample.condition,
+                    }
+                };
+                let indices: Vec<usize> = (0..self.samples.len()).collect();
+                let mut sum = 0.0;
+                for some in indices.chunks(batch_size.max(1)) {
+                    let drawn: Vec<_> = some.iter().map(|index| draw(*index)).collect();
+                    let noised = Noised { weights: None, ..self.noised(&drawn) };
+                    let conditions: Vec<&M::Condition> = drawn.iter().map(|drawn| drawn.condition).collect();
+                    let predicted =
+                        model.denoise(noised.latents.clone(), noised.timesteps.clone(), &conditions);
+                    let loss: f64 = noised.loss(predicted).into_data().iter::<f64>().sum();
+                    sum += loss * some.len() as f64;
+                }
+                TimestepLoss { from, to, loss: sum / self.samples.len() as f64 }
+            })
+            .collect()
+    }
+
+    /// What goes into the model for some samples, and what should come out.
+    fn noised(&self, samples: &[DrawnSample<'_, M::Condition>]) -> Noised<B> {
         let [c, h, w] = self.shape;
         let n = samples.len();
         let (mut noised, mut target) = (Vec::with_capacity(n * c * h * w), Vec::with_capacity(n * c * h * w));
-        let (mut timesteps, mut weights, mut conditions) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut timesteps, mut weights) = (Vec::new(), Vec::new());
         for sample in samples {
             let alpha_bar = self.alphas_cumprod[sample.timestep];
             let (signal, noise) = (alpha_bar.sqrt() as f32, (1.0 - alpha_bar).sqrt() as f32);
@@ -202,23 +317,64 @@ impl<B: AutodiffBackend, M: Denoise<B>> Diffusion<B, M> {
                     (snr.min(gamma) / of_target) as f32
                 }
             });
-            conditions.push(sample.condition);
         }
         let tensor =
             |values: Vec<f32>| Tensor::<B, 4>::from_data(TensorData::new(values, [n, c, h, w]), &self.device);
-        let timesteps = Tensor::from_data(TensorData::new(timesteps, [n]), (&self.device, DType::F32));
-        let predicted = model.denoise(tensor(noised), timesteps, &conditions);
-        let error = predicted.sub(tensor(target));
-        let squared = error.clone().mul(error);
-        if self.weight == SnrWeight::Uniform {
-            return squared.mean();
+        let weights = (self.weight != SnrWeight::Uniform)
+            .then(|| Tensor::from_data(TensorData::new(weights, [n, 1, 1, 1]), &self.device));
+        Noised {
+            latents: tensor(noised),
+            timesteps: Tensor::from_data(TensorData::new(timesteps, [n]), (&self.device, DType::F32)),
+            target: tensor(target),
+            weights,
         }
-        let weights = Tensor::<B, 4>::from_data(TensorData::new(weights, [n, 1, 1, 1]), &self.device);
-        squared.mul(weights).mean()
     }
 }
 
-impl<B: AutodiffBackend, M: Denoise<B> + burn::module::AutodiffModule<B>> Objective<B> for Diffusion<B, M> {
+/// What goes into the model, and what should come out.
+struct Noised<B: Backend> {
+    /// `[n, c, h, w]`.
+    latents: Tensor<B, 4>,
+    /// `[n]`.
+    timesteps: Tensor<B, 1>,
+    /// `[n, c, h, w]`.
+    target: Tensor<B, 4>,
+    /// `[n, 1, 1, 1]`; `None` where all count the same.
+    weights: Option<Tensor<B, 4>>,
+}
+
+impl<B: Backend> Noised<B> {
+    fn loss(&self, predicted: Tensor<B, 4>) -> Tensor<B, 1> {
+        let error = predicted.sub(self.target.clone());
+        let squared = error.clone().mul(error);
+        match &self.weights {
+            Some(weights) => squared.mul(weights.clone()).mean(),
+            None => squared.mean(),
+        }
+    }
+}
+
+/// The loss over some of the timesteps.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct TimestepLoss {
+    /// The first timestep.
+    pub from: usize,
+    /// The first that is no longer among them.
+    pub to: usize,
+    /// Mean squared error.
+    #[serde(deserialize_with = "crate::watch::null_is_nan")]
+    pub loss: f64,
+}
+
+impl<C> LatentSample<C> {
+    /// The point of the posterior that `normals` `[c * h * w]` lead to.
+    fn latents(&self, normals: &[f32]) -> Vec<f32> {
+        let point = |(i, mean): (usize, &f32)| mean + self.std.get(i).map_or(0.0, |std| std * normals[i]);
+        self.mean.iter().enumerate().map(point).collect()
+    }
+}
+
+impl<B: DiffusionAutodiff, M: Denoise<B> + AutodiffModule<B>> Objective<B> for Diffusion<B, M> {
     type Model = M;
 
     fn len(&self) -> usize {
@@ -239,5 +395,10 @@ impl<B: AutodiffBackend, M: Denoise<B> + burn::module::AutodiffModule<B>> Object
     fn loss(&self, model: &M, samples: &[Sample], seed: u64) -> Tensor<B, 1> {
         let drawn: Vec<_> = samples.iter().map(|sample| self.draw(*sample, seed)).collect();
         self.loss_of(model, &drawn)
+    }
+
+    fn gradients(&self, model: &M, samples: &[Sample], seed: u64) -> (f64, GradientsParams) {
+        let drawn: Vec<_> = samples.iter().map(|sample| self.draw(*sample, seed)).collect();
+        self.gradients_of(model, &drawn)
     }
 }

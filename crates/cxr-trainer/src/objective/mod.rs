@@ -1,11 +1,14 @@
 //! What is learnt: the loss of some samples.
 
+mod blocks;
 mod diffusion;
 mod reconstruction;
 
-pub use diffusion::{Denoise, Diffusion, DrawnSample, LatentSample, SnrWeight};
+pub use diffusion::{Denoise, Diffusion, DrawnSample, LatentSample, SnrWeight, TimestepLoss};
 pub use reconstruction::{Reconstruction, ReconstructionImages};
 
+use burn::module::AutodiffModule;
+use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 use burn::tensor::backend::AutodiffBackend;
 
@@ -21,7 +24,7 @@ pub struct Sample {
 /// A loss over the samples of some data, for some model.
 pub trait Objective<B: AutodiffBackend> {
     /// What learns.
-    type Model: burn::module::AutodiffModule<B>;
+    type Model: AutodiffModule<B>;
 
     /// How many items the data has.
     fn len(&self) -> usize;
@@ -42,4 +45,18 @@ pub trait Objective<B: AutodiffBackend> {
 
     /// The mean loss over `samples`, `[1]`; everything random is a function of their positions and `seed`.
     fn loss(&self, model: &Self::Model, samples: &[Sample], seed: u64) -> Tensor<B, 1>;
+
+    /// [`loss`](Self::loss), and its gradients by the trainable parameters.
+    fn gradients(&self, model: &Self::Model, samples: &[Sample], seed: u64) -> (f64, GradientsParams) {
+        loss_and_gradients(model, self.loss(model, samples, seed))
+    }
+}
+
+/// A loss `[1]` as a number, and its gradients by the parameters of `model`.
+fn loss_and_gradients<B: AutodiffBackend, M: AutodiffModule<B>>(
+    model: &M,
+    loss: Tensor<B, 1>,
+) -> (f64, GradientsParams) {
+    let value = loss.clone().into_data().iter::<f64>().sum();
+    (value, GradientsParams::from_grads(loss.backward(), model))
 }

@@ -30,9 +30,14 @@ pub(crate) fn adapted_unet() -> UNet2dCondition<B> {
 
 /// `n` pictures of noise, with captions of noise.
 pub(crate) fn diffusion(n: usize) -> Diffusion<B, UNet2dCondition<B>> {
+    diffusion_of(n, [4, 8, 8])
+}
+
+/// The same with latents of another shape.
+pub(crate) fn diffusion_of(n: usize, shape: [usize; 3]) -> Diffusion<B, UNet2dCondition<B>> {
     let condition =
         |index: u64| -> Condition { (Arc::new(Stream::new(1, "condition", index).normals(5 * 32)), [5, 32]) };
-    let elements = 4 * 8 * 8;
+    let elements = shape.iter().product();
     let sample = |index: u64| LatentSample {
         mean: Stream::new(1, "mean", index).normals(elements),
         std: (0..elements).map(|i| 0.1 + 0.001 * i as f32).collect(),
@@ -43,7 +48,7 @@ pub(crate) fn diffusion(n: usize) -> Diffusion<B, UNet2dCondition<B>> {
     let fingerprint = format!("{n} pictures of noise");
     let unconditional = condition(1000);
     let plain =
-        Diffusion::new(&schedule, samples, [4, 8, 8], unconditional, fingerprint, &Default::default());
+        Diffusion::new(&schedule, samples, shape, unconditional, fingerprint, &Default::default());
     Diffusion { weight: SnrWeight::MinSnr(5.0), dropout: 0.3, ..plain }
 }
 

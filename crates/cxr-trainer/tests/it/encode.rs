@@ -40,7 +40,7 @@ fn moments_are_the_autoencoders_scaled() {
     let (collection, vae, device) = (collection(folder.path()), autoencoder(), Default::default());
     let encode = |positions: &[usize], batch| {
         encode::moments(
-            &vae,
+            || Ok(vae.clone()),
             FloatDType::F32,
             0.5,
             (&collection, positions),
@@ -87,7 +87,7 @@ fn each_prompt_is_embedded_once_and_the_empty_one_is_there() {
         text.forward(ids)
     };
     let found = encode::embeddings(
-        embed,
+        || Ok(embed),
         FloatDType::F32,
         &ClipTokenizer::embedded(),
         prompts(),
@@ -121,7 +121,7 @@ fn a_picture_that_is_gone_and_a_wish_to_stop() {
     let (collection, vae) = (collection(folder.path()), autoencoder());
     let encode = |progress: &dyn Progress| {
         let data = (&collection, &[0, 1, 2][..]);
-        encode::moments(&vae, FloatDType::F32, 1.0, data, &images(), 1, None, &Default::default(), progress)
+        encode::moments(|| Ok(vae.clone()), FloatDType::F32, 1.0, data, &images(), 1, None, &Default::default(), progress)
     };
     assert!(matches!(encode(&Impatient), Err(TrainError::Stopped { .. })));
     std::fs::remove_file(folder.path().join("1.png")).unwrap();
@@ -141,7 +141,7 @@ fn what_is_kept_is_not_made_again_unless_something_changed() {
         let cache = encode::EncodeCache { folder: &kept, model };
         let images = ImageLoader::new(ImageOptions::new(size));
         let (data, cache) = ((&collection, &[0, 1, 2][..]), cached.then_some(&cache));
-        encode::moments(vae, FloatDType::F32, 1.0, data, &images, 2, cache, &Default::default(), &Silent)
+        encode::moments(|| Ok(vae.clone()), FloatDType::F32, 1.0, data, &images, 2, cache, &Default::default(), &Silent)
             .unwrap()
     };
     let plain = encode(&first, "a", 16, false);
@@ -151,6 +151,23 @@ fn what_is_kept_is_not_made_again_unless_something_changed() {
     assert_ne!(other, plain, "another model");
     assert_eq!(other, encode(&second, "b", 16, false));
     assert_ne!(encode(&second, "a", 32, true).1, plain.1, "another size");
+
+    // What is all there needs no autoencoder.
+    let cache = encode::EncodeCache { folder: &kept, model: "a" };
+    let never = || -> Result<AutoencoderKl<Flex>, cxr_ldm::Error> { panic!("it is not loaded") };
+    let (data, images) = ((&collection, &[0, 1, 2][..]), ImageLoader::new(ImageOptions::new(16)));
+    let found = encode::moments(
+        never,
+        FloatDType::F32,
+        1.0,
+        data,
+        &images,
+        2,
+        Some(&cache),
+        &Default::default(),
+        &Silent,
+    );
+    assert_eq!(found.unwrap(), plain);
 
     // A bit turned, a file cut off: made again, by the model at hand.
     for damage in [
@@ -195,7 +212,7 @@ fn embeddings_are_kept_too() {
             text.forward(ids)
         };
         let (tokenizer, prompts) = (ClipTokenizer::embedded(), prompts.iter().copied());
-        encode::embeddings(embed, FloatDType::F32, &tokenizer, prompts, Some(&cache), &device, &Silent)
+        encode::embeddings(|| Ok(embed), FloatDType::F32, &tokenizer, prompts, Some(&cache), &device, &Silent)
             .unwrap()
     };
     let first = embed(&["Edema.", "Clear."], "a");

@@ -34,7 +34,7 @@ fn check(data: &Targets, config: &TrainConfig) -> Vec<f64> {
         let error = relative(&values(averaged), &expected.averaged);
         assert!(error < BAR, "average: {error:e}");
     }
-    let lines = watch::read(&folder.path().join("metrics.jsonl")).unwrap();
+    let lines: Vec<watch::Record> = watch::read(&folder.path().join("metrics.jsonl")).unwrap();
     assert_eq!(lines.iter().map(|line| line.step).collect::<Vec<_>>(), [10, 20, 30]);
     for line in lines {
         let at = line.step as usize - 1;

@@ -3,7 +3,8 @@
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use burn::module::Module;
+use burn::module::{Module, Param};
+use burn::tensor::{Tensor, TensorData};
 use cxr_core::random::Stream;
 use cxr_kernels::nn::parameters;
 use cxr_ldm::vae::{AutoencoderKl, AutoencoderKlConfig};
@@ -13,6 +14,7 @@ use cxr_trainer::{
 };
 
 use crate::common::{B, Steps, adapted_unet, bits, diffusion};
+use crate::toy::Toy;
 
 const STEPS: u64 = 14;
 const FOLDER: &str = "CXR_TRAINER_TEST_FOLDER";
@@ -75,7 +77,7 @@ fn assert_same<M: Module<B>>(found: &Trained<M>, expected: &Trained<M>) {
 /// That the lines about both are the same, but for how long it took.
 fn assert_same_lines(found: &Path, expected: &Path) {
     let lines = |folder: &Path| {
-        let lines = watch::read(&folder.join("metrics.jsonl")).unwrap();
+        let lines: Vec<watch::Record> = watch::read(&folder.join("metrics.jsonl")).unwrap();
         lines
             .into_iter()
             .map(|line| (line.step, line.epoch, line.loss, line.gradient_norm))
@@ -142,6 +144,83 @@ fn a_killed_autoencoder_run_ends_with_the_same_bits() {
     kill("resume::autoencoder_run_to_be_killed", killed.path());
     assert_same(&autoencoder(killed.path(), &Steps::default()), &expected);
     assert_same_lines(killed.path(), whole.path());
+}
+
+/// A model whose checkpoints take longer to write than its steps to make.
+struct Wide;
+
+const WIDE: usize = 600_000;
+
+impl Objective<B> for Wide {
+    type Model = Toy<B>;
+
+    fn len(&self) -> usize {
+        7
+    }
+    fn fingerprint(&self) -> String {
+        "wide".into()
+    }
+    fn loss(&self, model: &Toy<B>, samples: &[Sample], _seed: u64) -> Tensor<B, 1> {
+        let target = samples.iter().map(|sample| sample.position as f32 % 5.0).sum::<f32>();
+        (model.w.val() - target).powi_scalar(2).mean()
+    }
+}
+
+fn wide(folder: &Path) -> Vec<u64> {
+    let start = Tensor::from_data(TensorData::new(vec![0.5_f32; WIDE], [WIDE]), &Default::default());
+    let model = Toy { w: Param::from_tensor(start) };
+    let config = TrainConfig { steps: 30, checkpoint_every: 1, ema: Some(0.9), ..config() };
+    let trained = train(model, &Wide, &config, folder, &Steps::default()).unwrap();
+    let weights: Vec<f32> = trained.model.w.val().into_data().iter::<f32>().collect();
+    let averaged: Vec<f32> = trained.averaged.unwrap().w.val().into_data().iter::<f32>().collect();
+    vec![trained.step, weights[0].to_bits().into(), averaged[WIDE - 1].to_bits().into()]
+}
+
+#[test]
+#[ignore = "a_run_killed_in_the_middle_of_a_write_ends_with_the_same_bits starts it, to be killed"]
+fn wide_run_to_be_killed() {
+    let Some(folder) = std::env::var_os(FOLDER) else { return };
+    wide(folder.as_ref());
+}
+
+/// Kills a process that is nearly always writing a checkpoint, again and again, until it is through.
+#[test]
+fn a_run_killed_in_the_middle_of_a_write_ends_with_the_same_bits() {
+    let [whole, killed] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let expected = wide(whole.path());
+    let half_written = || {
+        let names = std::fs::read_dir(killed.path()).unwrap().map(|entry| entry.unwrap().file_name());
+        names.filter(|name| name.to_string_lossy().starts_with(".tmp-")).count()
+    };
+    let (mut kills, mut in_the_middle) = (0, 0);
+    for round in 0..400_u64 {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--ignored", "--exact", "resume::wide_run_to_be_killed"])
+            .env(FOLDER, killed.path())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        // Long enough for a step or two; longer and longer, so that it comes to an end on a slow machine too.
+        std::thread::sleep(std::time::Duration::from_millis(40 + 13 * (round % 7) + 4 * round));
+        if let Some(status) = child.try_wait().unwrap() {
+            assert!(status.success());
+            break;
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        kills += 1;
+        in_the_middle += usize::from(half_written() > 0);
+        // what there is under its own name is whole
+        for (step, path) in checkpoint::list(killed.path()).unwrap() {
+            assert_eq!(checkpoint::read_state(&path).unwrap().step, step);
+            assert_eq!(std::fs::read_dir(path).unwrap().count(), 4);
+        }
+    }
+    println!("{kills} kills, {in_the_middle} of them in the middle of a write");
+    assert!(in_the_middle > 0, "none of {kills} kills came while a checkpoint was written");
+    assert_eq!(wide(killed.path()), expected);
+    assert_eq!(half_written(), 0, "what was left half written is cleared away");
 }
 
 #[test]

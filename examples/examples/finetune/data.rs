@@ -1,0 +1,142 @@
+//! What is learnt from, and what it is held against.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use burn::module::AutodiffModule;
+use burn::tensor::{FloatDType, Int, Tensor};
+use cxr::core::progress::Progress;
+use cxr::dataset::{Collection, ImageLoader, Split, image};
+use cxr::kernels::{DiffusionAutodiff, DiffusionBackend};
+use cxr::ldm::pipeline::LoadOptions;
+use cxr::ldm::scheduler::NoiseSchedule;
+use cxr::ldm::unet::UNet2dCondition;
+use cxr::ldm::weights::ModelFiles;
+use cxr::trainer::encode::{self, EncodeCache};
+use cxr::trainer::{BaseDtype, Diffusion, FinetuneConfig, LatentSample};
+
+use crate::args::Args;
+
+/// Pictures that go through the autoencoder at once.
+const BATCH: usize = 4;
+
+/// What is learnt: the noise in latents, by a UNet.
+pub(crate) type Noise<B> = Diffusion<B, UNet2dCondition<B>>;
+
+/// Where everything comes from.
+pub(crate) struct Data<'a> {
+    pub(crate) config: &'a FinetuneConfig,
+    pub(crate) collection: &'a Collection,
+    pub(crate) split: &'a Split,
+    pub(crate) files: &'a ModelFiles,
+    pub(crate) options: &'a LoadOptions,
+    /// Hash of the model's weights.
+    pub(crate) model: &'a str,
+    pub(crate) cache: &'a Path,
+}
+
+impl Data<'_> {
+    /// The objective on what is trained on, and the same on what is held out, where there is a validation.
+    pub(crate) fn objectives<B: DiffusionAutodiff>(
+        &self,
+        fingerprint: String,
+        device: &B::Device,
+        progress: &dyn Progress,
+    ) -> Result<(Noise<B>, Option<Noise<B::InnerBackend>>)> {
+        let Self { config, split, .. } = self;
+        let schedule = NoiseSchedule::new(self.files.config()?.schedule)?;
+        let held_out = &split.test[..split.test.len().min(config.validation.pairs)];
+        let (samples, shape, unconditional) =
+            self.encoded::<B::InnerBackend>(&split.train, device, progress)?;
+        let plain = Diffusion::new(&schedule, samples, shape, unconditional.clone(), fingerprint, device);
+        let objective = Diffusion {
+            weight: config.weight,
+            dropout: config.caption_dropout,
+            noise_offset: config.noise_offset,
+            by_block: config.block_checkpointing,
+            ..plain
+        };
+        if config.validation.every == 0 || held_out.is_empty() {
+            return Ok((objective, None));
+        }
+        let (samples, ..) = self.encoded::<B::InnerBackend>(held_out, device, progress)?;
+        let held_out = Diffusion::new(&schedule, samples, shape, unconditional, String::new(), device);
+        Ok((objective, Some(held_out)))
+    }
+
+    /// Latents and embeddings of some pairs, the latents' shape, and the embedding of the empty prompt.
+    fn encoded<B: DiffusionBackend>(
+        &self,
+        positions: &[usize],
+        device: &B::Device,
+        progress: &dyn Progress,
+    ) -> Result<(Vec<LatentSample<encode::Embedding>>, [usize; 3], encode::Embedding)> {
+        let Self { config, collection, files, options, .. } = *self;
+        let images = ImageLoader::new(Args::images(config));
+        let (dtype, factor) = (float(config.base_dtype), files.config()?.vae.scaling_factor);
+        let kept = EncodeCache { folder: self.cache, model: self.model };
+        let (moments, shape) = encode::moments::<B>(
+            || files.load_vae(options, device),
+            dtype,
+            factor,
+            (collection, positions),
+            &images,
+            BATCH,
+            Some(&kept),
+            device,
+            progress,
+        )?;
+        let prompts = || positions.iter().map(|&position| collection.pairs[position].text.as_str());
+        let text = || {
+            let text = files.load_text::<B>(options, device)?;
+            Ok(move |ids: Tensor<B, 2, Int>| text.forward(ids))
+        };
+        let tokenizer = files.tokenizer()?;
+        let embeddings: HashMap<String, encode::Embedding> =
+            encode::embeddings(text, dtype, &tokenizer, prompts(), Some(&kept), device, progress)?;
+        let unconditional = embeddings[""].clone();
+        Ok((encode::pair_up(moments, prompts(), &embeddings), shape, unconditional))
+    }
+
+    /// The mean squared error on what is held out, of the model as it is.
+    pub(crate) fn validate<B: DiffusionAutodiff>(
+        &self,
+        held_out: &Noise<B::InnerBackend>,
+        model: &UNet2dCondition<B>,
+    ) -> Vec<cxr::trainer::TimestepLoss> {
+        let config = self.config;
+        held_out.validation_loss(&model.valid(), config.validation.bins, config.batch_size, config.seed)
+    }
+}
+
+/// That no picture is smaller than what it would be made to: what is learnt from an enlarged one is how to blur.
+pub(crate) fn check_sizes(config: &FinetuneConfig, collection: &Collection, split: &Split) -> Result<()> {
+    let (mut small, mut first) = (0, None);
+    for &position in &split.train {
+        let path = &collection.pairs[position].image;
+        let (width, height) = image::dimensions(path).context("--data")?;
+        if width.min(height) < config.image_size {
+            small += 1;
+            first.get_or_insert((path, width, height));
+        }
+    }
+    let Some((path, width, height)) = first else { return Ok(()) };
+    let size = config.image_size;
+    ensure!(
+        small == 0,
+        "--data: {small} of {} pictures are smaller than image_size, which is {size}; the first is {} with {width} x \
+         {height} pixels. Choose a smaller --set image_size, leave them out, or have them enlarged with --enlarge",
+        split.train.len(),
+        path.display()
+    );
+    Ok(())
+}
+
+pub(crate) fn float(dtype: BaseDtype) -> FloatDType {
+    match dtype {
+        BaseDtype::F32 => FloatDType::F32,
+        BaseDtype::F16 => FloatDType::F16,
+        BaseDtype::Bf16 => FloatDType::BF16,
+    }
+}
