@@ -125,4 +125,44 @@ if wanted("train-step"):
     assert found.keys() == expected.keys(), sorted(found.keys() ^ expected.keys())[:4]
     worst = max(expected, key=lambda name: float((found[name] - expected[name]).norm() / expected[name].norm()))
     compare(f"train-step, worst of {len(expected)} gradients", found[worst], expected[worst])
+if wanted("train-run"):
+    STEPS, RATE = 20, 5e-5
+    unet = UNet2DConditionModel.from_pretrained(args.model / "unet", **load)
+    width = unet.config.cross_attention_dim
+    torch.manual_seed(0)  # of the adapter's first values
+    model = peft.get_peft_model(unet, peft.LoraConfig(r=8, lora_alpha=8, init_lora_weights="gaussian",
+                                                      target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
+    config = json.loads((args.model / "scheduler" / "scheduler_config.json").read_text())
+    scheduler = DDPMScheduler.from_config(config)
+    latents, noise = (torch.randn(STEPS, 4, 4, 16, 16, generator=draw) for _ in range(2))
+    context = torch.randn(STEPS, 4, 77, width, generator=draw)
+    timestep = torch.randint(0, 1000, (STEPS, 4), generator=draw)
+
+    def factors():
+        return {"unet." + name.removeprefix("base_model.model.").replace(".default", ""): parameter
+                for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+    start = {name: parameter.detach().clone() for name, parameter in factors().items()}
+    with tempfile.TemporaryDirectory() as folder:
+        state = {k.removeprefix("base_model.model."): v for k, v in get_peft_model_state_dict(model).items()}
+        StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=state)
+        found = ours("train-run", {"latents": latents, "noise": noise, "timestep": timestep, "context": context},
+                     "--lora", f"{folder}/pytorch_lora_weights.safetensors", "--learning-rate", str(RATE))
+    optimizer, losses = torch.optim.Adam(factors().values(), lr=RATE), []
+    for step in range(STEPS):
+        noised = scheduler.add_noise(latents[step], noise[step], timestep[step])
+        with torch.enable_grad():
+            loss = torch.nn.functional.mse_loss(model(noised, timestep[step], context[step]).sample, noise[step])
+            loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.detach())
+    compare(f"train-run, losses of {STEPS} steps", found.pop("loss"), torch.stack(losses), 1e-3)
+    expected = factors()
+    assert found.keys() == expected.keys(), sorted(found.keys() ^ expected.keys())[:4]
+
+    def change(values):
+        return torch.cat([(values[name].detach() - start[name]).flatten() for name in sorted(start)])
+
+    compare(f"train-run, change of the adapter in {STEPS} steps", change(found), change(expected), 1e-3)
 sys.exit(f"above the bar: {', '.join(failed)}" if failed else 0)

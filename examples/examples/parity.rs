@@ -1,5 +1,6 @@
 //! Runs one component of a model on tensors from a file, so that anyone can hold it against a reference.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -7,6 +8,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
+use burn::optim::GradientsParams;
 use burn::tensor::{DType, Int, Tensor, TensorData, backend::Backend};
 use clap::{Parser, ValueEnum};
 use cxr::core::tensor_file::{RawTensor, TensorFile, write_safetensors};
@@ -14,11 +16,12 @@ use cxr::kernels::{DiffusionAutodiff, DiffusionBackend};
 use cxr::ldm::pipeline::{LoadOptions, ModelSource};
 use cxr::ldm::scheduler::{NoiseSchedule, NoiseScheduleConfig, Sampler, Steps, sample};
 use cxr::ldm::unet::UNet2dCondition;
-use cxr::ldm::weights::ModelFiles;
+use cxr::ldm::weights::{ModelConfig, ModelFiles};
 use cxr::lora::{self, Adaptable, TEXT_ENCODER, UNET};
-use cxr::trainer::{Diffusion, DrawnSample};
+use cxr::trainer::{Diffusion, DrawnSample, LearningRate, Objective, Sample, TrainConfig, train};
 use cxr_examples::arguments::Lora;
 use cxr_examples::backend::{DtypeArg, Job, RunArgs, exit, run};
+use cxr_examples::progress::Terminal;
 
 /// Runs one component of a model on the tensors of a safetensors file, and writes what it makes of them.
 ///
@@ -30,6 +33,8 @@ use cxr_examples::backend::{DtypeArg, Job, RunArgs, exit, run};
 /// `samples`, the latents after every call.
 /// train-step: `latents` [n, 4, h, w] (scaled), `noise` likewise, `timestep` [n], `context` [n, 77, d] to `loss`, the
 /// mean squared error of the predicted noise, and one gradient under the name of each tensor of the one `--lora`.
+/// train-run: the same with a first dimension more, [steps, ...]: that many steps of the trainer's loop with Adam, to
+/// `loss` [steps], and what has become of each tensor of the one `--lora` under its name.
 #[derive(Debug, Parser)]
 #[command(version, verbatim_doc_comment)]
 struct Args {
@@ -37,7 +42,7 @@ struct Args {
     /// then that of Stable Diffusion 1.5.
     #[arg(long, value_name = "DIR|FILE|REPO", required_if_eq_any([
         ("component", "text"), ("component", "unet"), ("component", "vae-encode"), ("component", "vae-decode"),
-        ("component", "train-step"),
+        ("component", "train-step"), ("component", "train-run"),
     ]))]
     model: Option<String>,
     /// Which component.
@@ -58,6 +63,9 @@ struct Args {
     /// Adapter for the components text and unet, and how much of it is added, 1 unless given; repeat it to add several.
     #[arg(long, value_name = "FILE[:SCALE]")]
     lora: Vec<Lora>,
+    /// Learning rate, for the component train-run.
+    #[arg(long, value_name = "RATE", default_value_t = 5e-5)]
+    learning_rate: f64,
     /// Dtype of weights and activations.
     #[arg(long, default_value = "f32")]
     dtype: DtypeArg,
@@ -73,6 +81,7 @@ enum Component {
     VaeDecode,
     Scheduler,
     TrainStep,
+    TrainRun,
 }
 
 fn main() -> ExitCode {
@@ -86,7 +95,7 @@ struct Parity(Args);
 impl Job for Parity {
     fn run<B: DiffusionAutodiff>(self, device: B::Device) -> Result<()> {
         match self.0.component {
-            Component::TrainStep => self.write(self.train_step::<B>(&device)?),
+            Component::TrainStep | Component::TrainRun => self.write(self.training::<B>(&device)?),
             _ => self.write(self.tensors::<B::InnerBackend>(&device)?),
         }
     }
@@ -116,10 +125,10 @@ impl Parity {
         Ok(tensors.into_iter().map(|(name, tensor)| (name.to_string(), tensor)).collect())
     }
 
-    /// The trainer's own loss, and its gradient by the factors of an adapter.
-    fn train_step<B: DiffusionAutodiff>(&self, device: &B::Device) -> Result<Outputs> {
+    /// The trainer's own loss and its gradient by the factors of an adapter, or steps of its own loop.
+    fn training<B: DiffusionAutodiff>(&self, device: &B::Device) -> Result<Outputs> {
         let [Lora { file, scale }] = self.0.lora.as_slice() else {
-            bail!("--component train-step takes one --lora, {} are given", self.0.lora.len());
+            bail!("--component train-step and train-run take one --lora, {} are given", self.0.lora.len());
         };
         let inputs = self.inputs()?;
         let (options, source) = (
@@ -135,80 +144,37 @@ impl Parity {
             .with_context(|| format!("--lora {}", file.display()))?;
         lora::train_only(&mut unet, lora::DEFAULT_NAME)?;
 
-        let (latents, [n, c, h, w]) = inputs.read::<4>("latents")?;
-        let (noise, noise_shape) = inputs.read::<4>("noise")?;
-        let (timesteps, _) = inputs.read::<1>("timestep")?;
-        let (context, [rows, tokens, width]) = inputs.read::<3>("context")?;
-        let timesteps = timesteps.to_i64()?;
-        let schedule = NoiseSchedule::new(config.schedule)?;
-        let last = schedule.alphas_cumprod().len() as i64 - 1;
-        inputs.check(noise_shape == [n, c, h, w], "noise", || format!("[{n}, {c}, {h}, {w}]"))?;
-        inputs.check(c == config.unet.in_channels, "latents", || {
-            format!("[n, {}, h, w]", config.unet.in_channels)
-        })?;
-        inputs.check(rows == n && width == config.unet.cross_attention_dim, "context", || {
-            format!("[{n}, 77, {}]", config.unet.cross_attention_dim)
-        })?;
-        let fits = timesteps.len() == n && timesteps.iter().all(|t| (0..=last).contains(t));
-        inputs.check(fits, "timestep", || format!("[{n}], integers from 0 to {last}"))?;
-
-        let rows_of = |tensor: RawTensor, each: usize| {
-            let values = tensor.to_f32()?;
-            Ok::<_, anyhow::Error>(values.chunks(each).map(<[f32]>::to_vec).collect::<Vec<_>>())
-        };
-        let (latents, noise) = (rows_of(latents, c * h * w)?, rows_of(noise, c * h * w)?);
-        let conditions: Vec<_> = rows_of(context, tokens * width)?
-            .into_iter()
-            .map(|values| (Arc::new(values), [tokens, width]))
-            .collect();
-        let samples: Vec<_> = latents
-            .into_iter()
-            .zip(noise)
-            .zip(timesteps.iter().zip(&conditions))
-            .map(|((latents, noise), (t, condition))| DrawnSample {
-                latents,
-                noise,
-                timestep: *t as usize,
-                condition,
-            })
-            .collect();
-        let unconditional = conditions[0].clone();
+        let is_run = self.0.component == Component::TrainRun;
+        let given = GivenSamples::read(&inputs, &config, is_run)?;
         let objective = Diffusion::<B, UNet2dCondition<B>>::new(
-            &schedule,
+            &NoiseSchedule::new(config.schedule)?,
             Vec::new(),
-            [c, h, w],
-            unconditional,
+            given.shape,
+            given.conditions[0].clone(),
             String::new(),
             device,
         );
+        let samples = given.drawn();
+        if is_run {
+            let train_config = TrainConfig {
+                steps: given.steps as u64,
+                batch_size: samples.len() / given.steps,
+                learning_rate: LearningRate::constant(self.0.learning_rate),
+                ..TrainConfig::default()
+            };
+            let given = Given { objective, samples, losses: RefCell::default() };
+            let folder = tempfile::tempdir()?;
+            let progress = Terminal::new(self.0.run.quiet);
+            let trained = train(unet, &given, &train_config, folder.path(), &progress)?;
+            let losses = given.losses.into_inner();
+            let mut outputs = vec![("loss".to_string(), RawTensor::from_f32(vec![losses.len()], losses))];
+            outputs.extend(factors(&trained.model, file, |factor| Some(raw(factor.inner())))?);
+            return Ok(outputs);
+        }
         let loss = objective.loss_of(&unet, &samples);
         let mut outputs = vec![("loss".to_string(), raw(loss.clone().inner()))];
         let gradients = loss.backward();
-        let keys: BTreeMap<String, [String; 2]> = lora::factor_keys(file)?
-            .into_iter()
-            .filter(|(module, _)| module.component == UNET)
-            .map(|(module, keys)| (module.name.as_str().replace('.', "_"), keys))
-            .collect();
-        unet.visit_layers(&mut |path, layer| {
-            let (Some(keys), [branch]) = (keys.get(&path.replace('.', "_")), layer.adapters()) else {
-                return;
-            };
-            let kernel = layer.kernel();
-            for (key, factor, is_a) in [(&keys[0], &branch.lora_a, true), (&keys[1], &branch.lora_b, false)] {
-                let Some(gradient) = factor.val().grad(&gradients) else { continue };
-                let mut gradient = raw(gradient);
-                // as the factor stands in the file
-                if let Some([kh, kw]) = kernel {
-                    let [rows, columns] = [gradient.shape[0], gradient.shape[1]];
-                    gradient.shape = if is_a {
-                        vec![rows, columns / (kh * kw), kh, kw]
-                    } else {
-                        vec![rows, columns, 1, 1]
-                    };
-                }
-                outputs.push((key.clone(), gradient));
-            }
-        });
+        outputs.extend(factors(&unet, file, |factor| factor.grad(&gradients).map(raw))?);
         Ok(outputs)
     }
 
@@ -273,7 +239,7 @@ impl Parity {
                     .check(latents.dims()[1] == channels, "latents", || format!("[n, {channels}, h, w]"))?;
                 vec![("pixels", raw(files.load_vae::<B>(&options, device)?.decode(latents)))]
             }
-            Component::Scheduler | Component::TrainStep => bail!("this is no network"),
+            Component::Scheduler | Component::TrainStep | Component::TrainRun => bail!("this is no network"),
         })
     }
 
@@ -334,6 +300,129 @@ impl Parity {
     }
 }
 
+/// Something of each factor of the adapter in a UNet, in the shape and under the name that the factor has in the file.
+fn factors<B: DiffusionAutodiff>(
+    unet: &UNet2dCondition<B>,
+    file: &Path,
+    of: impl Fn(Tensor<B, 2>) -> Option<RawTensor>,
+) -> Result<Outputs> {
+    let keys: BTreeMap<String, [String; 2]> = lora::factor_keys(file)?
+        .into_iter()
+        .filter(|(module, _)| module.component == UNET)
+        .map(|(module, keys)| (module.name.as_str().replace('.', "_"), keys))
+        .collect();
+    let mut outputs = Outputs::new();
+    unet.visit_layers(&mut |path, layer| {
+        let (Some(keys), [branch]) = (keys.get(&path.replace('.', "_")), layer.adapters()) else {
+            return;
+        };
+        let kernel = layer.kernel();
+        for (key, factor, is_a) in [(&keys[0], &branch.lora_a, true), (&keys[1], &branch.lora_b, false)] {
+            let Some(mut tensor) = of(factor.val()) else { continue };
+            if let Some([kh, kw]) = kernel {
+                let [rows, columns] = [tensor.shape[0], tensor.shape[1]];
+                tensor.shape =
+                    if is_a { vec![rows, columns / (kh * kw), kh, kw] } else { vec![rows, columns, 1, 1] };
+            }
+            outputs.push((key.clone(), tensor));
+        }
+    });
+    Ok(outputs)
+}
+
+type Embedding = (Arc<Vec<f32>>, [usize; 2]);
+
+/// Samples with everything random about them, from a file: those of all steps one after the other.
+struct GivenSamples {
+    steps: usize,
+    /// Shape of one picture's latents.
+    shape: [usize; 3],
+    latents: Vec<Vec<f32>>,
+    noise: Vec<Vec<f32>>,
+    timesteps: Vec<usize>,
+    conditions: Vec<Embedding>,
+}
+
+impl GivenSamples {
+    fn read(inputs: &Inputs<'_>, config: &ModelConfig, is_run: bool) -> Result<Self> {
+        let (latents, [steps, n, c, h, w]) = inputs.read_steps::<4, 5>("latents", is_run)?;
+        let (noise, noise_shape) = inputs.read_steps::<4, 5>("noise", is_run)?;
+        let (timesteps, timesteps_shape) = inputs.read_steps::<1, 2>("timestep", is_run)?;
+        let (context, [context_steps, rows, tokens, width]) =
+            inputs.read_steps::<3, 4>("context", is_run)?;
+        let timesteps = timesteps.to_i64()?;
+        let last = config.schedule.num_train_timesteps as i64 - 1;
+        let before = if is_run { format!("{steps}, ") } else { String::new() };
+        inputs.check(noise_shape == [steps, n, c, h, w], "noise", || format!("[{before}{n}, {c}, {h}, {w}]"))?;
+        inputs.check(c == config.unet.in_channels, "latents", || {
+            format!("[{before}n, {}, h, w]", config.unet.in_channels)
+        })?;
+        let fits = context_steps == steps && rows == n && width == config.unet.cross_attention_dim;
+        inputs.check(fits, "context", || format!("[{before}{n}, 77, {}]", config.unet.cross_attention_dim))?;
+        let fits = timesteps_shape == [steps, n] && timesteps.iter().all(|t| (0..=last).contains(t));
+        inputs.check(fits, "timestep", || format!("[{before}{n}], integers from 0 to {last}"))?;
+        let rows_of = |tensor: RawTensor, each: usize| {
+            let values = tensor.to_f32()?;
+            Ok::<_, anyhow::Error>(values.chunks(each).map(<[f32]>::to_vec).collect::<Vec<_>>())
+        };
+        let conditions = rows_of(context, tokens * width)?.into_iter();
+        Ok(Self {
+            steps,
+            shape: [c, h, w],
+            latents: rows_of(latents, c * h * w)?,
+            noise: rows_of(noise, c * h * w)?,
+            timesteps: timesteps.into_iter().map(|t| t as usize).collect(),
+            conditions: conditions.map(|values| (Arc::new(values), [tokens, width])).collect(),
+        })
+    }
+
+    fn drawn(&self) -> Vec<DrawnSample<'_, Embedding>> {
+        let rows = self.latents.iter().zip(&self.noise).zip(self.timesteps.iter().zip(&self.conditions));
+        rows.map(|((latents, noise), (timestep, condition))| DrawnSample {
+            latents: latents.clone(),
+            noise: noise.clone(),
+            timestep: *timestep,
+            condition,
+        })
+        .collect()
+    }
+}
+
+/// An objective whose draws are given: a step's are those at its positions.
+struct Given<'a, B: DiffusionAutodiff> {
+    objective: Diffusion<B, UNet2dCondition<B>>,
+    samples: Vec<DrawnSample<'a, Embedding>>,
+    losses: RefCell<Vec<f32>>,
+}
+
+impl<'a, B: DiffusionAutodiff> Given<'a, B> {
+    fn at(&self, samples: &[Sample]) -> Vec<DrawnSample<'a, Embedding>> {
+        samples.iter().map(|sample| self.samples[sample.position as usize].clone()).collect()
+    }
+}
+
+impl<B: DiffusionAutodiff> Objective<B> for Given<'_, B> {
+    type Model = UNet2dCondition<B>;
+
+    fn len(&self) -> usize {
+        self.samples.len()
+    }
+
+    fn fingerprint(&self) -> String {
+        "given".to_owned()
+    }
+
+    fn loss(&self, model: &Self::Model, samples: &[Sample], _seed: u64) -> Tensor<B, 1> {
+        self.objective.loss_of(model, &self.at(samples))
+    }
+
+    fn gradients(&self, model: &Self::Model, samples: &[Sample], _seed: u64) -> (f64, GradientsParams) {
+        let (loss, gradients) = self.objective.gradients_of(model, &self.at(samples));
+        self.losses.borrow_mut().push(loss as f32);
+        (loss, gradients)
+    }
+}
+
 fn raw<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> RawTensor {
     let shape = tensor.dims().to_vec();
     RawTensor::from_f32(shape, tensor.into_data().convert::<f32>().iter::<f32>().collect())
@@ -358,6 +447,21 @@ impl Inputs<'_> {
             self.path.display()
         );
         Ok((tensor, dims))
+    }
+
+    /// A tensor of `D` dimensions, or of one more, the steps of a run; always with the steps.
+    fn read_steps<const D: usize, const E: usize>(
+        &self,
+        name: &str,
+        is_run: bool,
+    ) -> Result<(RawTensor, [usize; E])> {
+        if is_run {
+            return self.read::<E>(name);
+        }
+        let (tensor, dims) = self.read::<D>(name)?;
+        let mut with_steps = [1; E];
+        with_steps[1..].copy_from_slice(&dims);
+        Ok((tensor, with_steps))
     }
 
     /// In f32, integers as well.

@@ -298,3 +298,71 @@ fn every_component_answers_in_its_own_names() {
         assert!(error.starts_with("error: ") && error.contains(word), "{component}: {error}");
     }
 }
+
+/// Any number of processes make one set, the same pictures as one process would.
+#[test]
+fn parts_make_the_set_that_one_process_makes() {
+    let folder = tempfile::tempdir().unwrap();
+    let (one, parts) = (folder.path().join("one"), folder.path().join("parts"));
+    let arguments = ["--prompt", "Edema.", "--images-per-prompt", "5", "--steps", "2", "--seed", "3"];
+    assert!(synthesize(&arguments, &one).status.success());
+
+    let part = |index: usize| {
+        let mut command = program("synthesize");
+        command.args(["--device", "flex", "--out"]).arg(&parts).args(arguments);
+        command.args(["--shard", &format!("{index}/3")]);
+        command
+    };
+    // the first alone: the set is not complete, and nobody says that it is
+    let first = part(0).output().unwrap();
+    assert!(first.status.success(), "{}", text(&first.stderr));
+    assert!(text(&first.stderr).contains("other parts are not finished"), "{}", text(&first.stderr));
+    assert!(!parts.join("metadata.jsonl").exists() && parts.join("00003.png").is_file());
+    assert!(!parts.join("00001.png").exists());
+    // the other two at the same time, one of them told by what mpirun sets
+    let mut second = part(1).spawn().unwrap();
+    let mut third = program("synthesize");
+    third.args(["--device", "flex", "--out"]).arg(&parts).args(arguments);
+    third.env("OMPI_COMM_WORLD_RANK", "2").env("OMPI_COMM_WORLD_SIZE", "3");
+    let third = third.output().unwrap();
+    assert!(third.status.success() && second.wait().unwrap().success(), "{}", text(&third.stderr));
+
+    let names = |folder: &Path| {
+        let mut names: Vec<String> = folder
+            .read_dir()
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+            .collect();
+        names.sort();
+        names
+    };
+    assert_eq!(names(&parts), names(&one));
+    for name in names(&one).iter().filter(|name| name.ends_with(".png")) {
+        assert_eq!(std::fs::read(one.join(name)).unwrap(), std::fs::read(parts.join(name)).unwrap(), "{name}");
+    }
+    assert_eq!(
+        read_jsonl(parts.join("metadata.jsonl")).unwrap(),
+        read_jsonl(one.join("metadata.jsonl")).unwrap()
+    );
+    // again, and as one process: nothing is made anew
+    let again = part(1).output().unwrap();
+    assert!(text(&again.stderr).contains("1 of 1 pictures are there") || text(&again.stderr).contains("2 of 2"));
+    assert!(synthesize(&arguments, &parts).status.success());
+    assert_eq!(names(&parts), names(&one));
+
+
+}
+
+/// A single process takes over what parts have left.
+#[test]
+fn one_process_finishes_what_parts_began() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let arguments = ["--prompt", "Edema.", "--images-per-prompt", "3", "--steps", "1"];
+    let part: Vec<&str> = arguments.iter().copied().chain(["--shard", "1/2"]).collect();
+    assert!(synthesize(&part, &out).status.success());
+    assert!(out.join("metadata.part-1-of-2.jsonl").is_file());
+    assert!(synthesize(&arguments, &out).status.success());
+    assert_eq!(read_jsonl(out.join("metadata.jsonl")).unwrap().len(), 3);
+    assert!(!out.join("metadata.part-1-of-2.jsonl").exists());
+}

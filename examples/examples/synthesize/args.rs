@@ -13,6 +13,7 @@ use cxr_examples::arguments::Lora;
 use cxr_examples::backend::{DtypeArg, RunArgs};
 use cxr_examples::demo;
 use cxr_examples::progress::Terminal;
+use cxr_examples::ranks::Shard;
 
 use crate::Planned;
 use crate::prompts::{self, Item};
@@ -97,6 +98,10 @@ pub(crate) struct Args {
     /// Overwrite pictures that were made with other settings.
     #[arg(long)]
     pub(crate) force: bool,
+    /// Make part I of N, from 0: started N times with the same --out, they make one set, the same pictures as one process
+    /// would [default: as mpirun, a step of srun or an array of Slurm jobs say].
+    #[arg(long, value_name = "I/N")]
+    pub(crate) shard: Option<Shard>,
     /// One channel instead of three.
     #[arg(long)]
     pub(crate) gray: bool,

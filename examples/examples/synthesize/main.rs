@@ -18,6 +18,7 @@ use cxr::core::progress::Progress;
 use cxr::ldm::pipeline::Image;
 use cxr_examples::backend::exit;
 use cxr_examples::progress::{Terminal, interrupted, show_warnings, stop_on_interrupt};
+use cxr_examples::ranks::Shard;
 use cxr_examples::sheet::Sheet;
 
 use self::args::{Args, Size};
@@ -64,17 +65,26 @@ fn synthesize(args: &Args, items: &[Item]) -> Result<()> {
     let settings = model.settings(&request)?;
     let steps = model.steps_per_batch(&request)?;
 
-    let mut folder = Folder::open(&args.out)?;
+    let shard = args.shard.or_else(Shard::of_environment);
+    let all: Vec<(String, String)> =
+        planned.iter().zip(&settings).map(|(picture, settings)| (picture.name.clone(), settings.hash())).collect();
+    let is_own = |place: usize| shard.is_none_or(|shard| shard.has(place));
+    let own: Vec<usize> = (0..planned.len()).filter(|place| is_own(*place)).collect();
+    if let Some(Shard { index, count }) = shard {
+        eprintln!("part {index} of {count}: {} of {} pictures", own.len(), planned.len());
+    }
+    let mut folder = Folder::open(&args.out, shard)?;
     let mut missing = Vec::new();
-    for (picture, settings) in planned.iter().zip(&settings) {
-        if !folder.has(&picture.name, &settings.hash(), args.color(), args.force)? {
-            missing.push(picture);
+    for &place in &own {
+        let (name, hash) = &all[place];
+        if !folder.has(name, hash, args.color(), args.force)? {
+            missing.push(&planned[place]);
         }
     }
     folder.start()?;
-    let there = planned.len() - missing.len();
+    let there = own.len() - missing.len();
     if there > 0 {
-        eprintln!("{there} of {} pictures are there already", planned.len());
+        eprintln!("{there} of {} pictures are there already", own.len());
     }
 
     let terminal = Terminal::new(args.run.quiet);
@@ -104,9 +114,12 @@ fn synthesize(args: &Args, items: &[Item]) -> Result<()> {
         bail!(
             "stopped: {} of {} pictures are in {}; the same command goes on",
             there + made,
-            planned.len(),
+            own.len(),
             args.out.display()
         );
+    }
+    if !folder.finish(&all, args.color())? {
+        eprintln!("the other parts are not finished; the last one writes metadata.jsonl");
     }
     println!("{}", args.out.display());
     Ok(())
