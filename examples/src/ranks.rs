@@ -3,7 +3,7 @@
 use std::str::FromStr;
 
 use anyhow::Result;
-use cxr::trainer::distributed::Ranks;
+use cxr::trainer::distributed::{Alone, Ranks};
 
 /// Which part of a list one of several processes works on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,22 +63,30 @@ impl Shard {
 /// The processes of a training.
 pub struct Processes {
     #[cfg(feature = "mpi")]
-    mpi: cxr::trainer::distributed::Mpi,
+    mpi: Option<cxr::trainer::distributed::Mpi>,
+}
+
+/// How many processes `mpirun` or `srun` say that they have started, this one among them; `None` without either.
+fn launched() -> Option<usize> {
+    let number = |name: &str| std::env::var(name).ok()?.trim().parse::<usize>().ok();
+    ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS", "SLURM_STEP_NUM_TASKS"].into_iter().find_map(number)
 }
 
 impl Processes {
-    /// Joins those that were started together.
+    /// Joins those that were started together; a process that was started by itself does without MPI.
     ///
     /// # Errors
     /// If there are several, and this binary was not built for that.
     pub fn start() -> Result<Self> {
         #[cfg(feature = "mpi")]
-        return Ok(Self { mpi: cxr::trainer::distributed::Mpi::start()? });
+        {
+            let launched = launched().is_some() || std::env::var_os("PMIX_RANK").is_some();
+            let mpi = launched.then(cxr::trainer::distributed::Mpi::start).transpose()?;
+            Ok(Self { mpi })
+        }
         #[cfg(not(feature = "mpi"))]
         {
-            let number = |name: &str| std::env::var(name).ok()?.trim().parse::<usize>().ok();
-            let names = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"];
-            if let Some(count) = names.into_iter().find_map(number).filter(|count| *count > 1) {
+            if let Some(count) = launched().filter(|count| *count > 1) {
                 anyhow::bail!(
                     "started as one of {count} processes, which would all do the same: build with --features mpi to \
                      have them train together"
@@ -91,24 +99,26 @@ impl Processes {
     /// As the trainer wants them.
     pub fn ranks(&self) -> &dyn Ranks {
         #[cfg(feature = "mpi")]
-        return &self.mpi;
-        #[cfg(not(feature = "mpi"))]
-        &cxr::trainer::distributed::Alone
+        if let Some(mpi) = &self.mpi {
+            return mpi;
+        }
+        &Alone
     }
 
     /// Which of the processes on this machine this is.
     pub fn local_rank(&self) -> usize {
         #[cfg(feature = "mpi")]
-        return self.mpi.local_rank();
-        #[cfg(not(feature = "mpi"))]
+        if let Some(mpi) = &self.mpi {
+            return mpi.local_rank();
+        }
         0
     }
 
     /// Ends all processes because this one failed; nothing where it is alone.
     pub fn end_all(&self) {
         #[cfg(feature = "mpi")]
-        if self.mpi.size() > 1 {
-            self.mpi.abort(1);
+        if let Some(mpi) = self.mpi.as_ref().filter(|mpi| mpi.size() > 1) {
+            mpi.abort(1);
         }
     }
 }
