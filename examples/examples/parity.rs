@@ -348,17 +348,18 @@ impl GivenSamples {
         let (latents, [steps, n, c, h, w]) = inputs.read_steps::<4, 5>("latents", is_run)?;
         let (noise, noise_shape) = inputs.read_steps::<4, 5>("noise", is_run)?;
         let (timesteps, timesteps_shape) = inputs.read_steps::<1, 2>("timestep", is_run)?;
-        let (context, [context_steps, rows, tokens, width]) =
-            inputs.read_steps::<3, 4>("context", is_run)?;
+        let (context, [context_steps, rows, tokens, width]) = inputs.read_steps::<3, 4>("context", is_run)?;
         let timesteps = timesteps.to_i64()?;
         let last = config.schedule.num_train_timesteps as i64 - 1;
         let before = if is_run { format!("{steps}, ") } else { String::new() };
-        inputs.check(noise_shape == [steps, n, c, h, w], "noise", || format!("[{before}{n}, {c}, {h}, {w}]"))?;
+        inputs
+            .check(noise_shape == [steps, n, c, h, w], "noise", || format!("[{before}{n}, {c}, {h}, {w}]"))?;
         inputs.check(c == config.unet.in_channels, "latents", || {
             format!("[{before}n, {}, h, w]", config.unet.in_channels)
         })?;
         let fits = context_steps == steps && rows == n && width == config.unet.cross_attention_dim;
-        inputs.check(fits, "context", || format!("[{before}{n}, 77, {}]", config.unet.cross_attention_dim))?;
+        inputs
+            .check(fits, "context", || format!("[{before}{n}, 77, {}]", config.unet.cross_attention_dim))?;
         let fits = timesteps_shape == [steps, n] && timesteps.iter().all(|t| (0..=last).contains(t));
         inputs.check(fits, "timestep", || format!("[{before}{n}], integers from 0 to {last}"))?;
         let rows_of = |tensor: RawTensor, each: usize| {

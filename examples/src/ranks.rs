@@ -69,7 +69,9 @@ pub struct Processes {
 /// How many processes `mpirun` or `srun` say that they have started, this one among them; `None` without either.
 fn launched() -> Option<usize> {
     let number = |name: &str| std::env::var(name).ok()?.trim().parse::<usize>().ok();
-    ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS", "SLURM_STEP_NUM_TASKS"].into_iter().find_map(number)
+    ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS", "SLURM_STEP_NUM_TASKS"]
+        .into_iter()
+        .find_map(number)
 }
 
 impl Processes {
@@ -147,7 +149,8 @@ mod tests {
         assert_eq!(of(&[("OMPI_COMM_WORLD_RANK", 1), ("OMPI_COMM_WORLD_SIZE", 4)]), shard(1, 4));
         assert_eq!(of(&[("SLURM_PROCID", 3), ("SLURM_STEP_NUM_TASKS", 8)]), shard(3, 8));
         assert_eq!(of(&[("SLURM_PROCID", 0), ("SLURM_NTASKS", 8)]), None, "a batch script is one process");
-        let array = [("SLURM_ARRAY_TASK_ID", 14), ("SLURM_ARRAY_TASK_MIN", 10), ("SLURM_ARRAY_TASK_COUNT", 3)];
+        let array =
+            [("SLURM_ARRAY_TASK_ID", 14), ("SLURM_ARRAY_TASK_MIN", 10), ("SLURM_ARRAY_TASK_COUNT", 3)];
         let step = [("SLURM_ARRAY_TASK_STEP", 2)];
         assert_eq!(of(&[&array[..], &step].concat()), shard(2, 3));
         let processes = [("SLURM_PROCID", 1), ("SLURM_STEP_NUM_TASKS", 2)];

@@ -27,7 +27,10 @@ fn data(folder: &Path) -> PathBuf {
     let mut rows = String::new();
     for (i, path) in names.iter().take(PAIRS).enumerate() {
         std::fs::copy(path, data.join(format!("{i}.png"))).unwrap();
-        rows += &format!("{{\"file_name\": \"{i}.png\", \"text\": \"Finding {}.\", \"group\": \"{i}\"}}\n", i % 5);
+        rows += &format!(
+            "{{\"file_name\": \"{i}.png\", \"text\": \"Finding {}.\", \"group\": \"{i}\"}}\n",
+            i % 5
+        );
     }
     std::fs::write(data.join("metadata.jsonl"), rows).unwrap();
     data
@@ -124,7 +127,10 @@ fn two_ranks_are_one_with_batches_twice_as_large_and_go_on_when_killed() {
     let train = std::fs::read_to_string(out("one").join("split.json")).unwrap();
     let split: serde_json::Value = serde_json::from_str(&train).unwrap();
     let trained_on = split["train"].as_array().unwrap().len();
-    assert!(trained_on % 8 != 0 && trained_on < 20 * 8, "an epoch ends, and with a smaller step: {trained_on}");
+    assert!(
+        !trained_on.is_multiple_of(8) && trained_on < 20 * 8,
+        "an epoch ends, and with a smaller step: {trained_on}"
+    );
     let (one, two) = (change(&out("one")), change(&out("two")));
     let error = norm(one.iter().zip(&two).map(|(a, b)| a - b)) / norm(one.iter().copied());
     println!("two ranks against one, {trained_on} pairs, 20 steps: {error:.1e}");

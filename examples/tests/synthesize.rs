@@ -338,7 +338,11 @@ fn parts_make_the_set_that_one_process_makes() {
     };
     assert_eq!(names(&parts), names(&one));
     for name in names(&one).iter().filter(|name| name.ends_with(".png")) {
-        assert_eq!(std::fs::read(one.join(name)).unwrap(), std::fs::read(parts.join(name)).unwrap(), "{name}");
+        assert_eq!(
+            std::fs::read(one.join(name)).unwrap(),
+            std::fs::read(parts.join(name)).unwrap(),
+            "{name}"
+        );
     }
     assert_eq!(
         read_jsonl(parts.join("metadata.jsonl")).unwrap(),
@@ -346,11 +350,11 @@ fn parts_make_the_set_that_one_process_makes() {
     );
     // again, and as one process: nothing is made anew
     let again = part(1).output().unwrap();
-    assert!(text(&again.stderr).contains("1 of 1 pictures are there") || text(&again.stderr).contains("2 of 2"));
+    assert!(
+        text(&again.stderr).contains("1 of 1 pictures are there") || text(&again.stderr).contains("2 of 2")
+    );
     assert!(synthesize(&arguments, &parts).status.success());
     assert_eq!(names(&parts), names(&one));
-
-
 }
 
 /// A single process takes over what parts have left.

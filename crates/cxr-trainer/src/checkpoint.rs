@@ -170,7 +170,8 @@ pub(crate) fn clean(folder: &Path) -> Result<(), TrainError> {
             continue;
         }
         log::info!("removing {}, which was left half written", path.display());
-        let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+        let removed =
+            if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
         removed.map_err(TrainError::file(&path))?;
     }
     Ok(())

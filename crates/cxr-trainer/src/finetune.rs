@@ -133,13 +133,7 @@ impl Default for SampleConfig {
             "Right lower lobe pneumonia.",
             "Hyperexpanded lungs, emphysema.",
         ];
-        Self {
-            every: 1000,
-            prompts: prompts.map(str::to_owned).into(),
-            steps: 25,
-            guidance: 7.5,
-            seed: 0,
-        }
+        Self { every: 1000, prompts: prompts.map(str::to_owned).into(), steps: 25, guidance: 7.5, seed: 0 }
     }
 }
 
@@ -295,7 +289,12 @@ impl FinetuneConfig {
             check("weight.min_snr", gamma, gamma.is_finite() && gamma > 0.0, "a number above 0")?;
         }
         let ValidationConfig { pairs, bins, .. } = self.validation;
-        check("validation.pairs", pairs, pairs >= 1, "at least 1; validation.every=0 turns the validation off")?;
+        check(
+            "validation.pairs",
+            pairs,
+            pairs >= 1,
+            "at least 1; validation.every=0 turns the validation off",
+        )?;
         check("validation.bins", bins, bins >= 1, "at least 1")?;
         let SampleConfig { prompts, steps, guidance, .. } = &self.samples;
         let some = !prompts.is_empty();

@@ -2,8 +2,8 @@
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
-use burn::tensor::{Tensor, TensorData};
 use burn::tensor::backend::AutodiffBackend;
+use burn::tensor::{Tensor, TensorData};
 
 /// Adds `weight * from` to `into`.
 pub(crate) fn accumulate<B: AutodiffBackend, M: Module<B>>(
@@ -70,8 +70,7 @@ pub(crate) fn unflatten<B: AutodiffBackend, M: Module<B>>(model: &M, values: &[f
             let (own, rest) = self.values.split_at(shape.num_elements());
             self.values = rest;
             let data = TensorData::new(own.to_vec(), shape);
-            let grad =
-                Tensor::<B::InnerBackend, D>::from_data(data, (&value.device(), value.dtype()));
+            let grad = Tensor::<B::InnerBackend, D>::from_data(data, (&value.device(), value.dtype()));
             self.grads.register(param.id, grad);
         }
     }

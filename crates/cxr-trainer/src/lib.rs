@@ -37,9 +37,9 @@ pub use config::{LearningRate, OptimizerConfig, Schedule, TrainConfig};
 pub use error::TrainError;
 pub use finetune::{BaseDtype, FinetuneConfig, PRESETS, SampleConfig, ValidationConfig};
 pub use initialize::initialize;
+pub use memory::peak_memory;
 pub use objective::{
     Denoise, Diffusion, DrawnSample, LatentSample, Objective, Reconstruction, ReconstructionImages, Sample,
     SnrWeight, TimestepLoss,
 };
-pub use memory::peak_memory;
 pub use run::{Trained, Training, train};

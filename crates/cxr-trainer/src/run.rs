@@ -315,7 +315,17 @@ impl<'a, B: AutodiffBackend, O: Objective<B>> Run<'a, B, O> {
             .init();
         let state = State { step: 0, smoothed_loss: None, not_finite: 0, fingerprint, best: None };
         let ema = config.ema.map(|decay| Ema::new(decay, &model));
-        let mut run = Self { model, optimizer, ema, state, objective, config, order: None, ranks, asked_to_stop: false };
+        let mut run = Self {
+            model,
+            optimizer,
+            ema,
+            state,
+            objective,
+            config,
+            order: None,
+            ranks,
+            asked_to_stop: false,
+        };
         let newest = checkpoint::list(folder)?.pop();
         let step = newest.as_ref().map_or(0, |(step, _)| *step);
         expect_same(ranks, &format!("{step:x}"), "checkpoints in their folder")?;

@@ -161,7 +161,8 @@ pub fn plot_loss(
     let mut sorted: Vec<f64> = records.iter().map(|r| r.loss).filter(|l| l.is_finite()).collect();
     sorted.sort_by(f64::total_cmp);
     let top = sorted.get(sorted.len() * 98 / 100).or(sorted.last()).copied().unwrap_or(1.0).max(1e-9) * 1.15;
-    let top = validations.iter().map(|v| v.loss).filter(|l| l.is_finite()).fold(top, |top, l| top.max(l * 1.05));
+    let top =
+        validations.iter().map(|v| v.loss).filter(|l| l.is_finite()).fold(top, |top, l| top.max(l * 1.05));
     let draw = || -> Result<(), Box<dyn std::error::Error>> {
         let temporary = path.with_extension("part.png");
         {

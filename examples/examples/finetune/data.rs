@@ -5,6 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use burn::module::AutodiffModule;
+use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::{FloatDType, Int, Tensor};
 use cxr::core::progress::Progress;
 use cxr::dataset::{Collection, ImageLoader, Split, image};
@@ -16,6 +17,8 @@ use cxr::ldm::weights::ModelFiles;
 use cxr::trainer::encode::{self, EncodeCache};
 use cxr::trainer::{BaseDtype, Diffusion, FinetuneConfig, LatentSample};
 
+use cxr_examples::progress::Titled;
+
 use crate::args::Args;
 
 /// Pictures that go through the autoencoder at once.
@@ -23,6 +26,9 @@ const BATCH: usize = 4;
 
 /// What is learnt: the noise in latents, by a UNet.
 pub(crate) type Noise<B> = Diffusion<B, UNet2dCondition<B>>;
+
+/// What is trained on, and what is held out, without gradients.
+pub(crate) type Objectives<B> = (Noise<B>, Option<Noise<<B as AutodiffBackend>::InnerBackend>>);
 
 /// Where everything comes from.
 pub(crate) struct Data<'a> {
@@ -43,7 +49,7 @@ impl Data<'_> {
         fingerprint: String,
         device: &B::Device,
         progress: &dyn Progress,
-    ) -> Result<(Noise<B>, Option<Noise<B::InnerBackend>>)> {
+    ) -> Result<Objectives<B>> {
         let Self { config, split, .. } = self;
         let schedule = NoiseSchedule::new(self.files.config()?.schedule)?;
         let held_out = &split.test[..split.test.len().min(config.validation.pairs)];
@@ -60,7 +66,8 @@ impl Data<'_> {
         if config.validation.every == 0 || held_out.is_empty() {
             return Ok((objective, None));
         }
-        let (samples, ..) = self.encoded::<B::InnerBackend>(held_out, device, progress)?;
+        let titled = Titled { progress, title: "held-out pairs" };
+        let (samples, ..) = self.encoded::<B::InnerBackend>(held_out, device, &titled)?;
         let held_out = Diffusion::new(&schedule, samples, shape, unconditional, String::new(), device);
         Ok((objective, Some(held_out)))
     }

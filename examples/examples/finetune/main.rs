@@ -71,7 +71,10 @@ fn start(mut args: Args, processes: &Processes) -> Result<()> {
     if ranks.rank() == 0 {
         std::fs::create_dir_all(&args.out).with_context(|| format!("--out {}", args.out.display()))?;
         if args.resume == Resume::No && !checkpoint::list(&args.out)?.is_empty() {
-            bail!("--resume no: {} holds checkpoints; choose another folder, or remove it", args.out.display());
+            bail!(
+                "--resume no: {} holds checkpoints; choose another folder, or remove it",
+                args.out.display()
+            );
         }
     } else {
         // One process talks.

@@ -118,7 +118,8 @@ impl Folder {
         }
         // What others have added since.
         let mut now = Self::open(&self.path, self.shard)?;
-        let whole = all.iter().all(|(name, hash)| now.rows.contains_key(name) && now.is_made(name, hash, color));
+        let whole =
+            all.iter().all(|(name, hash)| now.rows.contains_key(name) && now.is_made(name, hash, color));
         if whole {
             let rows: Vec<MetadataRow> = std::mem::take(&mut now.rows).into_values().collect();
             write_jsonl(self.path.join(WHOLE), &rows)?;
@@ -140,8 +141,7 @@ impl Folder {
         if !self.path.is_dir() {
             return Ok(Vec::new());
         }
-        let entries =
-            self.path.read_dir().with_context(|| format!("cannot read {}", self.path.display()))?;
+        let entries = self.path.read_dir().with_context(|| format!("cannot read {}", self.path.display()))?;
         let names = entries.filter_map(Result::ok).map(|entry| entry.path());
         let is_part = |path: &PathBuf| {
             let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();

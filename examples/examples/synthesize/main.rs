@@ -66,8 +66,11 @@ fn synthesize(args: &Args, items: &[Item]) -> Result<()> {
     let steps = model.steps_per_batch(&request)?;
 
     let shard = args.shard.or_else(Shard::of_environment);
-    let all: Vec<(String, String)> =
-        planned.iter().zip(&settings).map(|(picture, settings)| (picture.name.clone(), settings.hash())).collect();
+    let all: Vec<(String, String)> = planned
+        .iter()
+        .zip(&settings)
+        .map(|(picture, settings)| (picture.name.clone(), settings.hash()))
+        .collect();
     let is_own = |place: usize| shard.is_none_or(|shard| shard.has(place));
     let own: Vec<usize> = (0..planned.len()).filter(|place| is_own(*place)).collect();
     if let Some(Shard { index, count }) = shard {

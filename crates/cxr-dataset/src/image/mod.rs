@@ -157,7 +157,8 @@ pub fn dimensions(path: &Path) -> Result<(u32, u32), ImageError> {
             return Err(ImageError::Read { path: path.into(), source });
         }
     };
-    let reader = reader.with_guessed_format().map_err(|source| ImageError::Read { path: path.into(), source })?;
+    let reader =
+        reader.with_guessed_format().map_err(|source| ImageError::Read { path: path.into(), source })?;
     if reader.format().is_none() {
         return Decoded::open(path).map(|decoded| decoded.dimensions());
     }

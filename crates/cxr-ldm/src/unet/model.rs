@@ -5,8 +5,8 @@ use cxr_kernels::{DiffusionBackend, ops};
 use cxr_lora::{Adaptable, LayerMut, LayerRef, LoraConv2d, LoraConv2dConfig};
 
 use super::block::{DownBlock, Level, MidBlock, UpBlock};
-use super::time::TimeEmbedding;
 use super::context::ContextReader;
+use super::time::TimeEmbedding;
 use super::{Context, UNetConfig};
 
 /// What flows from one block of a UNet to the next.
@@ -77,7 +77,11 @@ impl<B: DiffusionBackend> UNet2dCondition<B> {
         timesteps: Tensor<B, 1>,
         context: &Context<B>,
     ) -> Tensor<B, 4> {
-        assert_eq!(latents.dims()[0], context.rows().unwrap_or(latents.dims()[0]), "rows of latents against context");
+        assert_eq!(
+            latents.dims()[0],
+            context.rows().unwrap_or(latents.dims()[0]),
+            "rows of latents against context"
+        );
         let mut flow = self.begin(latents, timesteps);
         let mut context = context.reader();
         for index in 0..self.blocks() {

@@ -71,9 +71,10 @@ pub fn moments<B: DiffusionBackend>(
             Some(kept) => kept,
             None => {
                 let data = (collection, some);
-                let made = encode(vae.get()?, dtype, scaling_factor, data, images, batch, device, &mut |done| {
-                    progress.advance((all.len() + done) as u64, "")
-                })?;
+                let made =
+                    encode(vae.get()?, dtype, scaling_factor, data, images, batch, device, &mut |done| {
+                        progress.advance((all.len() + done) as u64, "")
+                    })?;
                 if let Some(path) = &path {
                     cache::write(path, vec![("mean", made[0].clone()), ("std", made[1].clone())])?;
                 }

@@ -228,11 +228,7 @@ impl<B: Backend, M: Denoise<B>> Diffusion<B, M> {
     ///
     /// # Panics
     /// As [`loss_of`](Self::loss_of).
-    pub fn gradients_of(
-        &self,
-        model: &M,
-        samples: &[DrawnSample<'_, M::Condition>],
-    ) -> (f64, GradientsParams)
+    pub fn gradients_of(&self, model: &M, samples: &[DrawnSample<'_, M::Condition>]) -> (f64, GradientsParams)
     where
         B: DiffusionAutodiff,
         M: AutodiffModule<B>,
@@ -251,13 +247,7 @@ impl<B: Backend, M: Denoise<B>> Diffusion<B, M> {
     /// no caption is dropped, and no offset is added to the noise, whatever this objective's settings.
     ///
     /// A model of an autodiff backend would build graphs: give it and this objective on the inner backend.
-    pub fn validation_loss(
-        &self,
-        model: &M,
-        bins: usize,
-        batch_size: usize,
-        seed: u64,
-    ) -> Vec<TimestepLoss> {
+    pub fn validation_loss(&self, model: &M, bins: usize, batch_size: usize, seed: u64) -> Vec<TimestepLoss> {
         let (timesteps, elements) = (self.alphas_cumprod.len(), self.shape.iter().product());
         let bins = bins.clamp(1, timesteps);
         (0..bins)

@@ -54,7 +54,8 @@ fn same_both_ways(mut model: UNet2dCondition<B>, what: &str) -> usize {
     let (loss_by_block, by_block) = gradients(&mut model, true);
     assert!((loss / loss_by_block - 1.0).abs() < 1e-6, "{what}: {loss} {loss_by_block}");
     assert_eq!(whole.keys().collect::<Vec<_>>(), by_block.keys().collect::<Vec<_>>(), "{what}");
-    let all = |gradients: &BTreeMap<String, Vec<f64>>| gradients.values().flatten().copied().collect::<Vec<_>>();
+    let all =
+        |gradients: &BTreeMap<String, Vec<f64>>| gradients.values().flatten().copied().collect::<Vec<_>>();
     let error = relative(&all(&by_block), &all(&whole));
     assert!(error < 1e-6, "{what}: {error}");
     for (path, expected) in whole.iter().filter(|(_, values)| values.iter().any(|v| *v != 0.0)) {

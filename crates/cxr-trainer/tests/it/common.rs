@@ -47,8 +47,7 @@ pub(crate) fn diffusion_of(n: usize, shape: [usize; 3]) -> Diffusion<B, UNet2dCo
     let samples = (0..n as u64).map(sample).collect();
     let fingerprint = format!("{n} pictures of noise");
     let unconditional = condition(1000);
-    let plain =
-        Diffusion::new(&schedule, samples, shape, unconditional, fingerprint, &Default::default());
+    let plain = Diffusion::new(&schedule, samples, shape, unconditional, fingerprint, &Default::default());
     Diffusion { weight: SnrWeight::MinSnr(5.0), dropout: 0.3, ..plain }
 }
 

@@ -121,7 +121,17 @@ fn a_picture_that_is_gone_and_a_wish_to_stop() {
     let (collection, vae) = (collection(folder.path()), autoencoder());
     let encode = |progress: &dyn Progress| {
         let data = (&collection, &[0, 1, 2][..]);
-        encode::moments(|| Ok(vae.clone()), FloatDType::F32, 1.0, data, &images(), 1, None, &Default::default(), progress)
+        encode::moments(
+            || Ok(vae.clone()),
+            FloatDType::F32,
+            1.0,
+            data,
+            &images(),
+            1,
+            None,
+            &Default::default(),
+            progress,
+        )
     };
     assert!(matches!(encode(&Impatient), Err(TrainError::Stopped { .. })));
     std::fs::remove_file(folder.path().join("1.png")).unwrap();
@@ -141,8 +151,18 @@ fn what_is_kept_is_not_made_again_unless_something_changed() {
         let cache = encode::EncodeCache { folder: &kept, model };
         let images = ImageLoader::new(ImageOptions::new(size));
         let (data, cache) = ((&collection, &[0, 1, 2][..]), cached.then_some(&cache));
-        encode::moments(|| Ok(vae.clone()), FloatDType::F32, 1.0, data, &images, 2, cache, &Default::default(), &Silent)
-            .unwrap()
+        encode::moments(
+            || Ok(vae.clone()),
+            FloatDType::F32,
+            1.0,
+            data,
+            &images,
+            2,
+            cache,
+            &Default::default(),
+            &Silent,
+        )
+        .unwrap()
     };
     let plain = encode(&first, "a", 16, false);
     assert_eq!(encode(&first, "a", 16, true), plain);

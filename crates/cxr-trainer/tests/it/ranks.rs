@@ -128,9 +128,13 @@ fn ranks_stop_together_and_go_on() {
 fn ranks_that_differ_are_an_error_on_all() {
     let folder = tempfile::tempdir().unwrap();
     let errors = each(2, |thread| {
-        let (objective, config) = (diffusion(PICTURES), TrainConfig { seed: thread.rank as u64, ..config(4) });
+        let (objective, config) =
+            (diffusion(PICTURES), TrainConfig { seed: thread.rank as u64, ..config(4) });
         let training = Training::<B, _>::new(&objective, &config, folder.path()).ranks(thread);
         training.run(adapted_unet(), &Silent).err().map(|error| error.to_string())
     });
-    assert!(errors.iter().all(|error| error.as_ref().is_some_and(|e| e.contains("same command"))), "{errors:?}");
+    assert!(
+        errors.iter().all(|error| error.as_ref().is_some_and(|e| e.contains("same command"))),
+        "{errors:?}"
+    );
 }

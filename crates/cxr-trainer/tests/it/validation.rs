@@ -49,7 +49,12 @@ fn the_validation_loss_is_fixed_and_by_timesteps() {
     let seven = data.validation_loss(&model, 7, 2, 1);
     assert!(seven[0].from == 0 && seven[6].to == 1000 && seven.windows(2).all(|w| w[0].to == w[1].from));
     let one = &data.samples[0];
-    let drawn = DrawnSample { latents: one.mean.clone(), noise: one.mean.clone(), timestep: 3, condition: &one.condition };
+    let drawn = DrawnSample {
+        latents: one.mean.clone(),
+        noise: one.mean.clone(),
+        timestep: 3,
+        condition: &one.condition,
+    };
     assert!(data.loss_of(&model, &[drawn]).into_data().iter::<f64>().sum::<f64>() > 0.0);
 }
 
