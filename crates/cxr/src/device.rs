@@ -332,6 +332,17 @@ mod tests {
         }
     }
 
+    #[test]
+    fn each_process_on_a_machine_has_a_device_of_its_own() {
+        assert_eq!([further(0, 3, 8), further(2, 7, 8), further(0, 5, 1), further(1, 2, 0)], [3, 1, 0, 3]);
+        assert_eq!(DeviceSpec::Flex.for_rank(3), DeviceSpec::Flex);
+        #[cfg(not(feature = "cuda"))]
+        assert_eq!(DeviceSpec::Cuda(0).for_rank(3), DeviceSpec::Cuda(3));
+        assert_eq!(DeviceSpec::Tch(Some(1)).for_rank(1), DeviceSpec::Tch(Some(2)));
+        #[cfg(not(any(feature = "cuda", feature = "wgpu", feature = "tch")))]
+        assert_eq!(DeviceSpec::Auto.for_rank(1), DeviceSpec::Flex);
+    }
+
     #[cfg(not(feature = "cuda"))]
     #[test]
     fn a_backend_that_was_not_built_says_how_to_build_it() {

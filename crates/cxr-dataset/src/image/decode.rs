@@ -105,6 +105,7 @@ mod tests {
     use image::{GrayImage, Luma, Rgb, RgbImage, Rgba, RgbaImage};
 
     use super::*;
+    use crate::image::dimensions;
 
     #[test]
     fn formats_and_depths() {
@@ -140,6 +141,7 @@ mod tests {
 
         ramp.save_with_format(&path, image::ImageFormat::Jpeg).unwrap();
         assert_eq!(Decoded::open(&path).unwrap().dimensions(), (9, 5));
+        assert_eq!(dimensions(&path).unwrap(), (9, 5), "without decoding");
     }
 
     #[test]
@@ -152,6 +154,8 @@ mod tests {
         std::fs::write(&path, "no picture").unwrap();
         assert!(matches!(Decoded::open(&path), Err(ImageError::Undecodable { .. })));
         assert!(matches!(Decoded::open(folder.path()), Err(ImageError::Undecodable { .. })));
+        assert!(matches!(dimensions(&path), Err(ImageError::Undecodable { .. })));
+        assert!(matches!(dimensions(&folder.path().join("none")), Err(ImageError::Missing { .. })));
 
         GrayImage::from_fn(64, 64, |x, y| Luma([(x * y) as u8])).save(&path).unwrap();
         let whole = std::fs::read(&path).unwrap();

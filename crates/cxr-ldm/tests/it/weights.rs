@@ -85,6 +85,9 @@ fn what_is_saved_comes_back_bit_for_bit() {
     // the hash is that of the weights
     assert_eq!(loaded.parts().hash.len(), 64);
     assert_eq!(loaded.parts().hash, load(&path).unwrap().parts().hash);
+    let files = cxr_ldm::weights::ModelFiles::locate(&path.clone().into(), &LoadOptions::default()).unwrap();
+    let hash = files.hash::<Flex>(&LoadOptions::default(), &Default::default()).unwrap();
+    assert_eq!(hash, loaded.parts().hash, "without loading");
     edit(&path.join(VAE), |tensors| {
         tensors[3].1 = RawTensor::from_f32(tensors[3].1.shape.clone(), {
             let mut values = tensors[3].1.to_f32().unwrap();
