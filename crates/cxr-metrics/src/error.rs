@@ -139,6 +139,16 @@ pub enum MetricsError {
         /// Shape in the file.
         found: Vec<usize>,
     },
+    /// Held-out pictures are of patients (or studies) that the training set has.
+    #[error(
+        "{pictures} held-out pictures are of groups that the training set has, the first of {group:?}: they are near to it without being copies, so take pictures of other patients (`prepare --split by-group` makes such a split)"
+    )]
+    SharedGroups {
+        /// How many.
+        pictures: usize,
+        /// The group of the first.
+        group: String,
+    },
     /// A tensor of the backend could not be read as f32.
     #[error("{what} cannot be read back as f32: {reason}")]
     Readback {

@@ -43,7 +43,7 @@ mod frechet;
 mod image;
 mod interval;
 mod kernel_distance;
-mod memorization;
+pub mod memorization;
 mod progress;
 mod resample;
 pub mod small;
