@@ -146,7 +146,7 @@ impl MemorizationAudit {
         };
         let entries: Vec<AuditEntry> = (0..synthetic.len()).map(entry).collect();
         let prompts = summary(&entries);
-        let notes = notes(train, held_out, &real);
+        let notes = notes(train, held_out, &real, &calibration);
         Ok(AuditReport {
             config: self.config.clone(),
             extractor: train.extractor.clone(),
@@ -203,9 +203,7 @@ fn expect_other_groups(train: &AuditSide, held_out: &AuditSide) -> Result<()> {
     let shared = held_out.iter().filter(|group| known.contains(group));
     match shared.clone().next() {
         None => Ok(()),
-        Some(first) => {
-            Err(MetricsError::SharedGroups { pictures: shared.count(), group: first.clone() })
-        }
+        Some(first) => Err(MetricsError::SharedGroups { pictures: shared.count(), group: first.clone() }),
     }
 }
 
@@ -217,8 +215,17 @@ fn summary(entries: &[AuditEntry]) -> Option<PromptSummary> {
     Some(summary)
 }
 
-fn notes(train: &AuditSide, held_out: &AuditSide, real: &Found) -> Vec<String> {
+fn notes(train: &AuditSide, held_out: &AuditSide, real: &Found, calibration: &Calibration) -> Vec<String> {
     let mut notes = Vec::new();
+    if calibration.confidence < 0.95 {
+        notes.push(format!(
+            "{} held-out pictures hold the rate of {} with a confidence of {:.0} % alone: hold out {} for 95 %",
+            calibration.held_out,
+            calibration.rate,
+            100.0 * calibration.confidence,
+            (0.05f64.ln() / (1.0 - calibration.rate).ln()).ceil()
+        ));
+    }
     if train.groups.is_none() {
         notes.push(
             "no patients are known for the training set: the second nearest picture may be of the same patient, \
@@ -296,7 +303,7 @@ mod tests {
             new_prompts_flagged: 0,
         };
         assert_eq!(report.prompts, Some(expected));
-        assert_eq!(report.notes.len(), 2, "{:?}", report.notes);
+        assert_eq!(report.notes.len(), 3, "{:?}", report.notes);
     }
 
     #[test]

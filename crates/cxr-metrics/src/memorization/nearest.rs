@@ -101,10 +101,8 @@ pub(super) fn nearest_in_views<Q: Queries>(
     progress.begin("nearest training pictures", Some(queries.len() as u64));
     let mut found = Vec::with_capacity(queries.len());
     for chunk in starts.chunks(CHUNK) {
-        let blocks: Vec<_> = chunk
-            .par_iter()
-            .map(|start| block(queries, *start, references, &squares, &group_ids))
-            .collect();
+        let blocks: Vec<_> =
+            chunk.par_iter().map(|start| block(queries, *start, references, &squares, &group_ids)).collect();
         found.extend(blocks.into_iter().flatten());
         advance(progress, "nearest training pictures", found.len(), queries.len())?;
     }

@@ -20,8 +20,7 @@ const INK: u8 = 230;
 /// Pairs per row.
 const COLUMNS: usize = 3;
 
-const CELL: ImageSize =
-    ImageSize { width: 2 * SIDE + 2 * GAP, height: SIDE + 2 * GAP + LINES * LINE };
+const CELL: ImageSize = ImageSize { width: 2 * SIDE + 2 * GAP, height: SIDE + 2 * GAP + LINES * LINE };
 
 impl AuditReport {
     /// The flagged pairs with the strongest evidence, at most `limit`: left the synthetic picture, right the
@@ -74,7 +73,10 @@ impl AuditReport {
         [
             synthetic.name(entry.image).into_owned(),
             format!("= {}", train.name(entry.nearest())),
-            line("PIX", [(Some(pixels.distance), Evidence::PixelDistance), (pixels.ratio, Evidence::PixelRatio)]),
+            line(
+                "PIX",
+                [(Some(pixels.distance), Evidence::PixelDistance), (pixels.ratio, Evidence::PixelRatio)],
+            ),
             features,
         ]
     }
@@ -88,7 +90,11 @@ pub fn write_png(picture: &Picture, path: &Path) -> Result<()> {
     let size = picture.size();
     cxr_core::atomic::write(path, |file| {
         let mut encoder = png::Encoder::new(file, size.width as u32, size.height as u32);
-        encoder.set_color(if picture.channels() == 1 { png::ColorType::Grayscale } else { png::ColorType::Rgb });
+        encoder.set_color(if picture.channels() == 1 {
+            png::ColorType::Grayscale
+        } else {
+            png::ColorType::Rgb
+        });
         encoder.set_depth(png::BitDepth::Eight);
         let mut writer = encoder.write_header()?;
         writer.write_image_data(picture.pixels())?;

@@ -45,8 +45,9 @@ impl AuditConfig {
     /// # Errors
     /// The first field that is out of range.
     pub fn validate(&self) -> Result<()> {
-        let invalid =
-            |name, value: String, expected: String| Err(MetricsError::InvalidParameter { name, value, expected });
+        let invalid = |name, value: String, expected: String| {
+            Err(MetricsError::InvalidParameter { name, value, expected })
+        };
         if !(8..=256).contains(&self.side) {
             return invalid("side", self.side.to_string(), "8 to 256 cells".into());
         }

@@ -153,8 +153,9 @@ mod tests {
             let picture = changed(train.row(23), view, -1.0, 0.6, 0.2);
             let queries = FeatureSet::new(picture, 144).unwrap();
             let (found, at) =
-                nearest_in_views(&PixelViews::new(&queries, &config()), &references, None, &Silent).unwrap()[0]
-                    .clone();
+                nearest_in_views(&PixelViews::new(&queries, &config()), &references, None, &Silent).unwrap()
+                    [0]
+                .clone();
             assert_eq!(found.nearest, 23);
             assert!(found.distance < 1e-5, "{view:?}: {found:?}");
             assert!(found.ratio.unwrap() < 1e-4);
@@ -178,8 +179,7 @@ mod tests {
         let noise = random_set("noise", 1, 144, 0.3);
         let both = FeatureSet::new([flat.row(0), noise.row(0)].concat(), 144).unwrap();
         let references = middles(&both, &config()).unwrap();
-        let found =
-            nearest_in_views(&PixelViews::new(&flat, &config()), &references, None, &Silent).unwrap();
+        let found = nearest_in_views(&PixelViews::new(&flat, &config()), &references, None, &Silent).unwrap();
         for (neighbour, _) in found {
             assert_eq!((neighbour.nearest, neighbour.distance), (0, 0.0));
             assert!((neighbour.second_distance.unwrap() - 1.0).abs() < 1e-6);
