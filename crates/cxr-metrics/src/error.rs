@@ -139,6 +139,17 @@ pub enum MetricsError {
         /// Shape in the file.
         found: Vec<usize>,
     },
+    /// A file holds a pickled Python object instead of tensors.
+    #[error(
+        "`{}` holds {found} instead of tensors, as the files that torchxrayvision downloads do: in Python, `torch.save(xrv.models.DenseNet(weights=\"densenet121-res224-all\").state_dict(), \"weights.pt\")` makes one that can be read",
+        path.display()
+    )]
+    PickledModel {
+        /// The file.
+        path: PathBuf,
+        /// What is in it.
+        found: String,
+    },
     /// Held-out pictures are of patients (or studies) that the training set has.
     #[error(
         "{pictures} held-out pictures are of groups that the training set has, the first of {group:?}: they are near to it without being copies, so take pictures of other patients (`prepare --split by-group` makes such a split)"

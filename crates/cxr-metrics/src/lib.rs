@@ -35,6 +35,7 @@
 
 mod auroc;
 mod card;
+pub mod densenet;
 mod error;
 mod evaluation;
 mod extractor;

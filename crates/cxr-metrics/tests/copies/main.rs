@@ -39,8 +39,8 @@ fn groups(of: &[Radiograph]) -> Vec<String> {
 }
 
 impl Setting<'_> {
-    fn query(&self, pictures: &Vec<Picture>) -> AuditSide {
-        AuditSide::query(pictures, self.extractor, &self.config, &Silent).unwrap()
+    fn query(&self, pictures: &[Picture]) -> AuditSide {
+        AuditSide::query(&pictures.to_vec(), self.extractor, &self.config, &Silent).unwrap()
     }
 
     fn train(&self) -> AuditSide {
@@ -48,7 +48,7 @@ impl Setting<'_> {
         side.unwrap().with_groups(groups(self.train)).unwrap()
     }
 
-    fn audit(&self, queries: &Vec<Picture>) -> AuditReport {
+    fn audit(&self, queries: &[Picture]) -> AuditReport {
         let held_out = self.query(&pictures(self.calibration)).with_groups(groups(self.calibration)).unwrap();
         let audit = MemorizationAudit::new(self.config.clone()).unwrap();
         audit.run(&self.query(queries), &self.train(), &held_out, &Silent).unwrap()
@@ -196,10 +196,10 @@ fn table_and_sheet_show_the_flagged_pairs() {
         write_png(&sheet, out.as_ref()).unwrap();
     }
     // Nothing flagged, no sheet; sides that were not audited are refused.
-    let clean = setting.audit(&vec![made[0].clone()]);
+    let clean = setting.audit(&made[..1]);
     if clean.flagged().count() == 0 {
-        let one = setting.query(&vec![made[0].clone()]);
-        assert!(clean.sheet(8, (&one, &vec![made[0].clone()]), (&reference, &trained)).unwrap().is_none());
+        let one = setting.query(&made[..1]);
+        assert!(clean.sheet(8, (&one, &made[..1].to_vec()), (&reference, &trained)).unwrap().is_none());
     }
     assert!(matches!(
         report.write_csv(&path, false, &reference, &synthetic),
