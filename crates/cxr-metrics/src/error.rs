@@ -139,6 +139,29 @@ pub enum MetricsError {
         /// Shape in the file.
         found: Vec<usize>,
     },
+    /// A row of a table of pictures cannot be used.
+    #[error("`{}`, line {line}: {problem}", path.display())]
+    TableRow {
+        /// The table.
+        path: PathBuf,
+        /// The line, from 1.
+        line: u64,
+        /// What is wrong with it, and what was expected.
+        problem: String,
+    },
+    /// Pictures of a folder stand in no row of its table.
+    #[error(
+        "{count} of {total} pictures have no row in the table of their folder, the first is `{}`: add rows, or take the pictures out",
+        picture.display()
+    )]
+    WithoutRecord {
+        /// The first.
+        picture: PathBuf,
+        /// How many.
+        count: usize,
+        /// How many pictures there are.
+        total: usize,
+    },
     /// A file holds a pickled Python object instead of tensors.
     #[error(
         "`{}` holds {found} instead of tensors, as the files that torchxrayvision downloads do: in Python, `torch.save(xrv.models.DenseNet(weights=\"densenet121-res224-all\").state_dict(), \"weights.pt\")` makes one that can be read",

@@ -44,6 +44,7 @@ mod frechet;
 mod image;
 mod interval;
 mod kernel_distance;
+pub mod labels;
 pub mod memorization;
 mod progress;
 mod resample;
