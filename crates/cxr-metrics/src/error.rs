@@ -162,6 +162,16 @@ pub enum MetricsError {
         /// How many pictures there are.
         total: usize,
     },
+    /// Nothing says which findings the pictures show.
+    #[error(
+        "no {what} picture has a label, or a text that speaks of one, for any of {findings}: put a `metadata.jsonl` or `metadata.csv` with `labels` or `text` beside the pictures"
+    )]
+    NoLabels {
+        /// Which pictures.
+        what: String,
+        /// The findings that were looked for.
+        findings: String,
+    },
     /// A file holds a pickled Python object instead of tensors.
     #[error(
         "`{}` holds {found} instead of tensors, as the files that torchxrayvision downloads do: in Python, `torch.save(xrv.models.DenseNet(weights=\"densenet121-res224-all\").state_dict(), \"weights.pt\")` makes one that can be read",

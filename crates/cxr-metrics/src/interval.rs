@@ -112,7 +112,7 @@ pub fn bootstrap(
 }
 
 impl BootstrapConfig {
-    fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self) -> Result<()> {
         if self.replicates == 0 {
             return Err(MetricsError::InvalidParameter {
                 name: "replicates",
@@ -130,7 +130,7 @@ impl BootstrapConfig {
         Ok(())
     }
 
-    fn interval(&self, estimate: f64, mut values: Vec<f64>) -> Interval {
+    pub(crate) fn interval(&self, estimate: f64, mut values: Vec<f64>) -> Interval {
         let shift = match self.method {
             IntervalMethod::Percentile => 0.0,
             IntervalMethod::ShiftedPercentile => estimate - values.iter().sum::<f64>() / values.len() as f64,
@@ -197,7 +197,7 @@ fn varied(stream: &mut Stream, n: usize) -> Vec<usize> {
 }
 
 /// `count` values in parallel, in chunks so that the caller is heard between them.
-fn repeat(
+pub(crate) fn repeat(
     stage: &str,
     count: usize,
     progress: &dyn Progress,

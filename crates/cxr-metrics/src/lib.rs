@@ -40,6 +40,7 @@ mod error;
 mod evaluation;
 mod extractor;
 mod features;
+pub mod findings;
 mod frechet;
 mod image;
 mod interval;
@@ -48,6 +49,7 @@ pub mod labels;
 pub mod memorization;
 mod progress;
 mod resample;
+mod scores;
 pub mod small;
 #[cfg(test)]
 mod testing;
