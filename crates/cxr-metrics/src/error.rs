@@ -162,6 +162,26 @@ pub enum MetricsError {
         /// How many pictures there are.
         total: usize,
     },
+    /// A head cannot learn from pictures that all have the finding, or all lack it.
+    #[error(
+        "{positives} of {pictures} training pictures have the finding: a head needs pictures with and without it, add some or leave the finding out"
+    )]
+    OneClass {
+        /// Pictures.
+        pictures: usize,
+        /// Of these, with the finding.
+        positives: usize,
+    },
+    /// A head did not come to its minimum.
+    #[error(
+        "a head on {pictures} pictures did not converge (gradient {gradient:.1e}): lower `c`, raise `max_steps`, or look for extreme values among the features"
+    )]
+    NotConverged {
+        /// Pictures.
+        pictures: usize,
+        /// Length of the gradient that was left.
+        gradient: f64,
+    },
     /// Nothing says which findings the pictures show.
     #[error(
         "no {what} picture has a label, or a text that speaks of one, for any of {findings}: put a `metadata.jsonl` or `metadata.csv` with `labels` or `text` beside the pictures"
@@ -185,7 +205,7 @@ pub enum MetricsError {
     },
     /// Held-out pictures are of patients (or studies) that the training set has.
     #[error(
-        "{pictures} held-out pictures are of groups that the training set has, the first of {group:?}: they are near to it without being copies, so take pictures of other patients (`prepare --split by-group` makes such a split)"
+        "{pictures} held-out pictures are of groups that the training set has, the first of {group:?}: what is measured on them says nothing of other patients, so take pictures of others (`prepare --split by-group` makes such a split)"
     )]
     SharedGroups {
         /// How many.

@@ -53,6 +53,7 @@ mod scores;
 pub mod small;
 #[cfg(test)]
 mod testing;
+pub mod usefulness;
 
 pub use auroc::{Auroc, FindingAuroc, auroc, auroc_table};
 pub use card::{Card, Figure};

@@ -22,7 +22,7 @@
 //!   518 pixels by bicubic interpolation, centre crop, its own mean and deviation);
 //! - it returns one vector per picture: the class token (768 features), or the mean of its 37 x 37 patch tokens;
 //!   which of the two belongs into `name`, since distances in one say nothing about the other;
-//! - `logit_names` stays empty: a network without heads gets some from a linear head trained on its features.
+//! - `logit_names` stays empty: a network without heads gets some from [`LinearHeads`](crate::usefulness::LinearHeads).
 //!
 //! Attention is in `cxr_kernels::ops::attention`, LayerNorm, GELU and linear layers beside it.
 

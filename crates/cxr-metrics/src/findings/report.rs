@@ -80,7 +80,7 @@ impl Measured {
         }
     }
 
-    fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         match self {
             Self::Value { value, interval: None } => format!("{value:.3}"),
             Self::Value { value, interval: Some(i) } => format!("{value:.3} ({:.3} to {:.3})", i.low, i.high),
