@@ -292,8 +292,8 @@ mod tests {
             let mut unit = vec![0.0; 6];
             unit[i] = 1.0;
             let curved = problem.curve(&point.curvature, &unit);
-            for j in 0..6 {
-                assert!(((up.gradient[j] - down.gradient[j]) / 2e-5 - curved[j]).abs() < 1e-7);
+            for (curved, (up, down)) in curved.iter().zip(up.gradient.iter().zip(&down.gradient)) {
+                assert!(((up - down) / 2e-5 - curved).abs() < 1e-7);
             }
         }
     }
