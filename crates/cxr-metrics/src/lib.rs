@@ -48,8 +48,8 @@ mod kernel_distance;
 pub mod labels;
 pub mod memorization;
 mod progress;
+mod ranked;
 mod resample;
-mod scores;
 pub mod small;
 #[cfg(test)]
 mod testing;

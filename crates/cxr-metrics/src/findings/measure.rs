@@ -9,7 +9,7 @@ use crate::features::{FeatureSet, expect_samples, expect_size};
 use crate::interval::{BootstrapConfig, IntervalMethod};
 use crate::labels::ImageRecord;
 use crate::progress::advance;
-use crate::scores::Ranked;
+use crate::ranked::Ranked;
 
 /// Where the threshold of sensitivity and specificity comes from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

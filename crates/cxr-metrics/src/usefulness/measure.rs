@@ -16,7 +16,7 @@ use crate::findings::Measured;
 use crate::interval::{BootstrapConfig, IntervalMethod};
 use crate::labels::ImageRecord;
 use crate::progress::advance;
-use crate::scores::Ranked;
+use crate::ranked::Ranked;
 
 /// How usefulness is measured.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
