@@ -12,12 +12,15 @@ pub(crate) enum Change {
     Brightness,
     /// Two pixels in one of eight directions, black, the edge or the other side moving in.
     Shift,
+    /// One pixel, which is half a cell of a thumbnail: the worst case between two views.
+    OnePixel,
     /// Left and right exchanged.
     Flip,
 }
 
 impl Change {
-    pub(crate) const ALL: [Self; 4] = [Self::Noise, Self::Brightness, Self::Shift, Self::Flip];
+    pub(crate) const ALL: [Self; 5] =
+        [Self::Noise, Self::Brightness, Self::Shift, Self::OnePixel, Self::Flip];
 
     pub(crate) fn of(self, picture: &Picture, index: u64) -> Picture {
         let (width, height) = (picture.size().width as i32, picture.size().height as i32);
@@ -32,8 +35,9 @@ impl Change {
             Self::Noise => at(x, y) + 10.0 * stream.normal(),
             Self::Brightness => at(x, y) + offset,
             Self::Flip => at(width - 1 - x, y),
-            Self::Shift => {
-                let (x, y) = (x - right, y - down);
+            Self::Shift | Self::OnePixel => {
+                let pixels = if matches!(self, Self::Shift) { 1 } else { 2 };
+                let (x, y) = (x - right / pixels, y - down / pixels);
                 let inside = (0..width).contains(&x) && (0..height).contains(&y);
                 match border {
                     _ if inside => at(x, y),
