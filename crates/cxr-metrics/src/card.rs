@@ -132,6 +132,7 @@ mod tests {
                 hash: "0123456789abcdef".into(),
                 feature_dim: 8,
                 input_size: ImageSize::square(64),
+                resize: None,
             }),
             seed: 1,
             notes: vec!["few images".into()],

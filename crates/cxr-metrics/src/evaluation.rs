@@ -207,6 +207,7 @@ mod tests {
             hash: "00".into(),
             feature_dim: 6,
             input_size: ImageSize::square(64),
+            resize: None,
         }
     }
 

@@ -20,6 +20,7 @@
 //!     hash: "00".into(),
 //!     feature_dim: 2,
 //!     input_size: ImageSize::square(64),
+//!     resize: None,
 //! };
 //! let evaluation = Evaluation { replicates: 50, ..Evaluation::default() };
 //! let card = evaluation.compare(&take(0.0)?, &take(3.0)?, &extractor, &Silent)?;
@@ -41,6 +42,7 @@ mod extractor;
 mod features;
 mod frechet;
 mod image;
+pub mod inception;
 mod interval;
 mod kernel_distance;
 mod memorization;
@@ -54,10 +56,10 @@ pub use auroc::{Auroc, FindingAuroc, auroc, auroc_table};
 pub use card::{Card, Figure};
 pub use error::{MetricsError, Result};
 pub use evaluation::Evaluation;
-pub use extractor::{BatchOutput, Extraction, ExtractorId, FeatureExtractor};
+pub use extractor::{BatchOutput, Extraction, ExtractorId, FeatureExtractor, Staged};
 pub use features::FeatureSet;
 pub use frechet::{FeatureStatistics, frechet_distance, frechet_distance_of_sets, frechet_distance_on};
-pub use image::{ImageSize, ImageSource, Picture, grey_pixels, resize_antialiased};
+pub use image::{ImageSize, ImageSource, Picture, grey_pixels, resize_antialiased, resize_bicubic};
 pub use interval::{BootstrapConfig, Floor, Interval, IntervalMethod, bootstrap, real_floor};
 pub use kernel_distance::{
     KernelMatrices, SubsetConfig, SubsetDistance, kernel_distance, kernel_distance_on,
