@@ -76,7 +76,8 @@ impl Card {
         for figure in &self.figures {
             if let Some(id) = &figure.extractor {
                 let short = id.hash.get(..12).unwrap_or(&id.hash);
-                notes.push(format!("{} has {} features, SHA-256 {short}.", id.name, id.feature_dim));
+                let resize = id.resize.as_ref().map_or(String::new(), |mode| format!(", resize mode {mode}"));
+                notes.push(format!("{} has {} outputs, SHA-256 {short}{resize}.", id.name, id.feature_dim));
             }
             notes.extend(figure.notes.iter().cloned());
         }

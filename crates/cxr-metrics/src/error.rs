@@ -108,6 +108,22 @@ pub enum MetricsError {
         /// Where and why.
         source: serde_json::Error,
     },
+    /// A file could not be fetched.
+    #[error("{address} cannot be fetched: {problem}")]
+    Download {
+        /// Where it was to come from.
+        address: String,
+        /// What went wrong, and what to do.
+        problem: String,
+    },
+    /// A file of statistics is not what it should be, or not of the network in use.
+    #[error("statistics `{}` cannot be used: {problem}", path.display())]
+    Statistics {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, and what to do.
+        problem: String,
+    },
     /// A tensor file could not be read or written.
     #[error("`{}` is not a usable tensor file", path.display())]
     TensorFile {

@@ -133,6 +133,9 @@ pub trait FeatureExtractor: Send + Sync {
                 let count = end - features.len() / width;
                 expect_size(|| "features of a batch".into(), count * width, output.features.len())?;
                 expect_size(|| "logits of a batch".into(), count * heads, output.logits.len())?;
+                // Which picture it was is what a person wants to know.
+                expect_finite(images, features.len() / width, &output.features, width)?;
+                expect_finite(images, features.len() / width, &output.logits, heads)?;
                 features.extend(output.features);
                 logits.extend(output.logits);
                 resolution = size.unwrap_or(resolution);
@@ -180,6 +183,22 @@ fn ahead<T: Send>(
         // By value: dropped with the first error, so that the thread ends.
         receiver.into_iter().try_for_each(|made| consume(made?))
     })
+}
+
+/// Of a batch whose first picture is `first`.
+fn expect_finite(images: &dyn ImageSource, first: usize, values: &[f32], width: usize) -> Result<()> {
+    match values.iter().position(|value| !value.is_finite()) {
+        None => Ok(()),
+        Some(place) => {
+            let row = first + place / width;
+            Err(MetricsError::NonFinite {
+                what: format!("what the network gives for image {}", images.name(row)),
+                row,
+                column: place % width,
+                value: f64::from(values[place]),
+            })
+        }
+    }
 }
 
 fn check_sizes(

@@ -7,12 +7,16 @@
 
 mod cache;
 mod extractor;
+#[cfg(feature = "hub")]
+mod fetch;
 mod layers;
 mod network;
 mod resize;
 mod weights;
 
 pub use extractor::{InceptionExtractor, NAME, OTHER_NAME};
+#[cfg(feature = "hub")]
+pub use fetch::fetch_weights;
 pub use layers::{CLASSES, FEATURES, Layer, layers};
 pub use resize::{INPUT_SIDE, ResizeMode};
 pub use weights::{WEIGHTS_ADDRESS, WEIGHTS_BYTES, WEIGHTS_SHA256, WEIGHTS_VARIABLE, find_weights};
