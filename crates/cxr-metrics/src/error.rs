@@ -60,11 +60,13 @@ pub enum MetricsError {
     },
     /// An image of a set has another size than the first.
     #[error(
-        "image {index} is {found}, the images before it are {expected}: a figure belongs to one resolution, resize the set first"
+        "image {name} is {found}, the images before it are {expected}: a figure belongs to one resolution, resize the set first"
     )]
     MixedSizes {
         /// Position of the image in its set.
         index: usize,
+        /// Its file, or its position again.
+        name: String,
         /// Size of the first image.
         expected: String,
         /// Size of this image.
@@ -106,6 +108,22 @@ pub enum MetricsError {
         /// Where and why.
         source: serde_json::Error,
     },
+    /// A file could not be fetched.
+    #[error("{address} cannot be fetched: {problem}")]
+    Download {
+        /// Where it was to come from.
+        address: String,
+        /// What went wrong, and what to do.
+        problem: String,
+    },
+    /// A file of statistics is not what it should be, or not of the network in use.
+    #[error("statistics `{}` cannot be used: {problem}", path.display())]
+    Statistics {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, and what to do.
+        problem: String,
+    },
     /// A tensor file could not be read or written.
     #[error("`{}` is not a usable tensor file", path.display())]
     TensorFile {
@@ -126,6 +144,37 @@ pub enum MetricsError {
         missing: Vec<String>,
         /// Tensors without a parameter.
         unused: Vec<String>,
+    },
+    /// A weight file of another network, or not a whole one.
+    #[error(
+        "`{}` does not hold the weights of {network}: missing {}, unexpected {}: {advice}",
+        path.display(), shortened(missing), shortened(unexpected)
+    )]
+    WeightNames {
+        /// The file.
+        path: PathBuf,
+        /// The network.
+        network: &'static str,
+        /// Names that have to be there.
+        missing: Vec<String>,
+        /// Names that the network does not have.
+        unexpected: Vec<String>,
+        /// What to do.
+        advice: String,
+    },
+    /// There are no weights for a network that needs a file of them.
+    #[error(
+        "no weights of {network}: download {address} (SHA-256 {sha256}), and give its path or set {variable} to it; a build with the feature `hub` fetches it when asked to"
+    )]
+    NoWeights {
+        /// The network.
+        network: &'static str,
+        /// The environment variable that may name the file.
+        variable: &'static str,
+        /// Where it is to be had.
+        address: &'static str,
+        /// Its sum.
+        sha256: &'static str,
     },
     /// A tensor has another shape than its parameter.
     #[error("`{}`: tensor `{tensor}` has shape {found:?}, expected {expected:?}", path.display())]
@@ -221,6 +270,16 @@ pub enum MetricsError {
         /// What the backend said.
         reason: String,
     },
+}
+
+/// The first names of a list, and how many more there are.
+fn shortened(names: &[String]) -> String {
+    const SHOWN: usize = 8;
+    match names.len() {
+        0 => "nothing".into(),
+        n if n <= SHOWN => names.join(", "),
+        n => format!("{} and {} more", names[..SHOWN].join(", "), n - SHOWN),
+    }
 }
 
 /// `Result` with this crate's error.

@@ -13,7 +13,7 @@ use super::load::Weights;
 use super::network::DenseNet;
 use super::prepare::centre_and_resize;
 use crate::error::{MetricsError, Result};
-use crate::extractor::{BatchOutput, FeatureExtractor};
+use crate::extractor::{BatchOutput, FeatureExtractor, Staged};
 use crate::image::{ImageSize, Picture};
 
 /// torchxrayvision's DenseNet with its weights.
@@ -113,10 +113,28 @@ impl<B: DiffusionBackend> FeatureExtractor for DenseNetExtractor<B> {
     }
 
     fn extract_batch(&self, images: &[Cow<'_, Picture>]) -> Result<BatchOutput> {
+        self.forward(self.pixels(images))
+    }
+
+    fn stage<'a>(&'a self, images: Vec<Cow<'a, Picture>>) -> Result<Staged<'a>> {
+        let pixels = self.pixels(&images);
+        Ok(Box::new(move || self.forward(pixels)))
+    }
+}
+
+impl<B: DiffusionBackend> DenseNetExtractor<B> {
+    /// `[n, 1, side, side]`.
+    fn pixels(&self, images: &[Cow<'_, Picture>]) -> Vec<f32> {
         let side = self.config.input_size;
         let pixels: Vec<Vec<f32>> =
             images.par_iter().map(|picture| centre_and_resize(picture, side)).collect();
-        let data = TensorData::new(pixels.concat(), [images.len(), 1, side, side]);
+        pixels.concat()
+    }
+
+    fn forward(&self, pixels: Vec<f32>) -> Result<BatchOutput> {
+        let side = self.config.input_size;
+        let count = pixels.len() / (side * side);
+        let data = TensorData::new(pixels, [count, 1, side, side]);
         let (features, logits) = self.network.forward(Tensor::from_data(data, &self.device));
         let all = values_of("logits", logits.into_data())?;
         let logits = all

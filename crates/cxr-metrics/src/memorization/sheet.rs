@@ -71,7 +71,7 @@ impl AuditReport {
             line("FEAT", [(Some(f.distance), Evidence::FeatureDistance), (f.ratio, Evidence::FeatureRatio)])
         });
         [
-            synthetic.name(entry.image).into_owned(),
+            synthetic.name(entry.image).to_string(),
             format!("= {}", train.name(entry.nearest())),
             line(
                 "PIX",

@@ -73,7 +73,7 @@ pub struct AuditSide {
     /// Of the pictures, then of their mirror images; empty without an extractor.
     pub(super) features: Vec<FeatureSet>,
     pub(super) extractor: Option<ExtractorId>,
-    pub(super) names: Option<Vec<String>>,
+    pub(super) names: Vec<String>,
     pub(super) groups: Option<Vec<String>>,
     pub(super) prompts: Option<Vec<String>>,
 }
@@ -125,7 +125,7 @@ impl AuditSide {
             middles: None,
             features: features.into_iter().collect(),
             extractor: extractor.map(FeatureExtractor::id),
-            names: None,
+            names: (0..images.len()).map(|i| images.name(i)).collect(),
             groups: None,
             prompts: None,
         })
@@ -141,13 +141,13 @@ impl AuditSide {
         self.pixels.is_empty()
     }
 
-    /// Names the pictures, for the table and the sheet.
+    /// Names the pictures, for the table and the sheet, otherwise than their source does.
     ///
     /// # Errors
     /// Another number of names than of pictures.
     pub fn with_names(self, names: Vec<String>) -> Result<Self> {
         expect_size(|| "names of an audit's pictures".into(), self.len(), names.len())?;
-        Ok(Self { names: Some(names), ..self })
+        Ok(Self { names, ..self })
     }
 
     /// Says which pictures belong together (patient or study). Of the training set: the second nearest is then
@@ -169,12 +169,12 @@ impl AuditSide {
         Ok(Self { prompts: Some(prompts), ..self })
     }
 
-    /// The name of a picture, or its position.
-    pub fn name(&self, index: usize) -> Cow<'_, str> {
-        match &self.names {
-            Some(names) => Cow::Borrowed(&names[index]),
-            None => Cow::Owned(index.to_string()),
-        }
+    /// The name of a picture.
+    ///
+    /// # Panics
+    /// If `index` is not below [`len`](Self::len).
+    pub fn name(&self, index: usize) -> &str {
+        &self.names[index]
     }
 
     pub(super) fn feature_views(&self) -> Option<FeatureViews<'_>> {

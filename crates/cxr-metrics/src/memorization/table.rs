@@ -69,11 +69,11 @@ impl AuditReport {
 
 fn row(entry: &AuditEntry, synthetic: &AuditSide, train: &AuditSide) -> [String; 17] {
     let known = |value: Option<f64>| value.map(|v| format!("{v:.6}")).unwrap_or_default();
-    let name = |index: usize| train.name(index).into_owned();
+    let name = |index: usize| train.name(index).to_string();
     let feature = |value: fn(&Neighbour) -> Option<f64>| known(entry.features.as_ref().and_then(value));
     let pixels = &entry.pixels;
     [
-        synthetic.name(entry.image).into_owned(),
+        synthetic.name(entry.image).to_string(),
         entry.evidence.iter().map(|e| Evidence::name(*e)).collect::<Vec<_>>().join(";"),
         known(Some(entry.score)),
         name(entry.nearest()),

@@ -214,6 +214,7 @@ mod tests {
             hash: "00".into(),
             feature_dim: 6,
             input_size: ImageSize::square(8),
+            resize: None,
         }
     }
 
