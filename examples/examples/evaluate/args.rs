@@ -37,6 +37,13 @@ pub(crate) struct Args {
     #[cfg(feature = "hub")]
     #[arg(long)]
     pub(crate) fetch: bool,
+    /// Weights of torchxrayvision's DenseNet-121 (its state_dict, or safetensors), for copies, findings and usefulness;
+    /// without, Inception's features, and findings by linear heads that --train teaches.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) densenet: Option<PathBuf>,
+    /// Which of the published weights these are: they say what the outputs mean.
+    #[arg(long, value_name = "NAME", default_value = "densenet121-res224-all", requires = "densenet")]
+    pub(crate) densenet_weights: String,
     /// How images are brought to Inception's 299 pixels: pytorch-fid, torch-fidelity or clean. Figures of different
     /// modes do not compare.
     #[arg(long, value_name = "MODE", default_value_t = ResizeMode::default())]

@@ -1,9 +1,11 @@
-//! From folders of real and synthetic radiographs to figures that can be believed, a table in the paper's form, and
-//! the nearest training image of every synthetic one.
+//! From folders of real and synthetic radiographs to figures that can be believed, a table in the paper's form, the
+//! nearest training image of every synthetic one, and, where labels are known, whether images show their findings and
+//! what they teach.
 
 mod args;
 mod copies;
 mod distances;
+mod labels;
 mod set;
 mod table;
 
@@ -15,15 +17,17 @@ use clap::Parser;
 use cxr::core::atomic;
 use cxr::core::progress::Progress;
 use cxr::kernels::{DiffusionAutodiff, DiffusionBackend};
+use cxr::metrics::densenet::{DenseNetConfig, DenseNetExtractor};
 use cxr::metrics::inception::{InceptionExtractor, find_weights};
+use cxr::metrics::memorization::AuditReport;
 use cxr::metrics::{Extraction, ExtractorId, FeatureExtractor, FeatureStatistics, Moments};
 use cxr_examples::backend::{Job, exit, run};
 use cxr_examples::progress::{Terminal, show_warnings, stop_on_interrupt};
 use serde::Serialize;
 
 use self::args::Args;
-use self::copies::Copies;
 use self::distances::{Measured, Real, measure};
+use self::labels::{Network, OfLabels, Seen};
 use self::set::Set;
 
 fn main() -> ExitCode {
@@ -98,7 +102,10 @@ struct Report<'a> {
     lora: &'a Measured,
     /// Figures of the base model's images.
     base_model: Option<&'a Measured>,
-    copies: Option<&'a Copies>,
+    /// Copies of training images.
+    copies: Option<&'a AuditReport>,
+    #[serde(flatten)]
+    labels: &'a OfLabels,
 }
 
 impl Job for Evaluate {
@@ -134,19 +141,9 @@ impl Evaluate {
             None => None,
         };
         std::fs::create_dir_all(&args.out).with_context(|| format!("--out {}", args.out.display()))?;
-        let copies = match &sets.train {
-            Some(train) => {
-                let held_out = match &real {
-                    Real::Images(set, extraction) => Some((*set, extraction)),
-                    Real::Statistics(..) => None,
-                };
-                let features = extract(train)?;
-                Some(copies::search((&sets.fake, &fake), (train, &features), held_out, &args.out)?)
-            }
-            None => None,
-        };
+        let (copies, labels) = self.beside_distances(device, &extractor, &real, &fake)?;
         self.warn(&adapted);
-        let text = table::markdown(base.as_ref(), &adapted, copies.as_ref());
+        let text = table::markdown(base.as_ref(), &adapted, copies.as_ref(), &labels);
         write(&args.out.join("metrics.md"), text.as_bytes())?;
         let report = Report {
             real: &args.real,
@@ -160,12 +157,71 @@ impl Evaluate {
             lora: &adapted,
             base_model: base.as_ref(),
             copies: copies.as_ref(),
+            labels: &labels,
         };
         // The last one: where it is, the others are too.
         write(&args.out.join("metrics.json"), (serde_json::to_string_pretty(&report)? + "\n").as_bytes())?;
         print!("{text}");
         println!("\n{}", args.out.display());
         Ok(())
+    }
+
+    /// Copies, findings and usefulness, with the domain's network where there is one.
+    fn beside_distances<B: DiffusionBackend>(
+        &self,
+        device: &B::Device,
+        inception: &InceptionExtractor<B>,
+        real: &Real<'_>,
+        fake: &Extraction,
+    ) -> Result<(Option<AuditReport>, OfLabels)> {
+        let Self { args, sets, terminal, .. } = self;
+        let images = match real {
+            Real::Images(set, extraction) => Some(Seen::new(set, extraction)),
+            Real::Statistics(..) => None,
+        };
+        let Some(weights) = &args.densenet else {
+            let network = Network { extractor: inception, findings: Vec::new() };
+            return self.with_network(&network, Seen::new(&sets.fake, fake), images);
+        };
+        let config = DenseNetConfig::torchxrayvision(&args.densenet_weights).context("--densenet-weights")?;
+        let densenet = DenseNetExtractor::<B>::load(weights, config, device).context("--densenet")?;
+        let names = densenet.logit_names().iter().cloned();
+        let findings = names.zip(densenet.operating_logits()).collect();
+        let network = Network { extractor: &densenet, findings };
+        let extract = |set: &Set| densenet.extract(set, terminal).map_err(|error| set.explain(error));
+        let fake = extract(&sets.fake)?;
+        let real = images.map(|seen| Ok::<_, anyhow::Error>((seen.set, extract(seen.set)?))).transpose()?;
+        let images = real.as_ref().map(|(set, extraction)| Seen::new(set, extraction));
+        self.with_network(&network, Seen::new(&sets.fake, &fake), images)
+    }
+
+    fn with_network(
+        &self,
+        network: &Network<'_>,
+        fake: Seen<'_>,
+        real: Option<Seen<'_>>,
+    ) -> Result<(Option<AuditReport>, OfLabels)> {
+        let Self { args, sets, terminal, .. } = self;
+        let train = match &sets.train {
+            Some(set) => {
+                let extraction = network.extractor.extract(set, terminal);
+                Some((set, extraction.map_err(|error| set.explain(error))?))
+            }
+            None => None,
+        };
+        let train = train.as_ref().map(|(set, extraction)| Seen::new(set, extraction));
+        let mut labels = match real {
+            Some(real) => labels::measure(args, network, fake, real, train, terminal)?,
+            None => OfLabels::without("--real has statistics, and it needs images"),
+        };
+        let copies = match train {
+            Some(train) => {
+                let found = copies::search(network.extractor, fake, train, real, &args.out, terminal);
+                labels.available("copies", found)?
+            }
+            None => None,
+        };
+        Ok((copies, labels))
     }
 
     /// What a reader has to know, where it is not overlooked.

@@ -2,13 +2,20 @@
 
 use std::fmt::Write;
 
+use cxr::metrics::memorization::AuditReport;
 use cxr::metrics::{Card, Figure};
 
-use crate::copies::Copies;
+use crate::copies;
 use crate::distances::{Measured, NotAvailable};
+use crate::labels::OfLabels;
 
 /// Everything that a reader gets, in Markdown.
-pub(crate) fn markdown(base: Option<&Measured>, adapted: &Measured, copies: Option<&Copies>) -> String {
+pub(crate) fn markdown(
+    base: Option<&Measured>,
+    adapted: &Measured,
+    copies: Option<&AuditReport>,
+    labels: &OfLabels,
+) -> String {
     let mut out = String::from("# Evaluation\n\n");
     // Writing to a string does not fail.
     match base {
@@ -45,27 +52,26 @@ pub(crate) fn markdown(base: Option<&Measured>, adapted: &Measured, copies: Opti
         }
     }
     if let Some(copies) = copies {
-        out.push_str(&audit(copies));
+        let _ = write!(out, "\n## Copies of training images\n\n{}\n", copies::words(copies));
     }
-    out
-}
-
-fn audit(copies: &Copies) -> String {
-    let Copies { images, train, held_out, .. } = copies;
-    let mut out = format!("\n## Copies\n\n{images} synthetic images against {train} training images: ");
-    match (copies.near_in_pixels, copies.near_in_features) {
-        (Some(pixels), Some(features)) => {
-            let _ = writeln!(
-                out,
-                "{pixels} are nearer in pixels, and {features} in features, than all but {:.0} % of {held_out} held-out \
-                 images are. copies.csv has every image, copies.png the nearest pairs: synthetic, nearest in pixels, \
-                 nearest in features.",
-                100.0 * copies.rate
-            );
-        }
-        _ => out.push_str(
-            "without held-out images in --real there is nothing to say what is near; see copies.csv.\n",
-        ),
+    if let Some(findings) = &labels.findings {
+        let _ = write!(
+            out,
+            "\n## Does an image show its findings? ({})\n\n{}\n",
+            findings.classifier,
+            findings.markdown()
+        );
+    }
+    if let Some(usefulness) = &labels.usefulness {
+        let name = &usefulness.extractor.name;
+        let _ = write!(
+            out,
+            "\n## What a linear head on {name} learns (AUROC on real images)\n\n{}\n",
+            usefulness.markdown()
+        );
+    }
+    for NotAvailable { figure, why } in &labels.not_available {
+        let _ = write!(out, "\n{figure}: not available: {why}\n");
     }
     out
 }

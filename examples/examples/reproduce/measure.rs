@@ -7,7 +7,7 @@ use cxr::core::hash::sha256_hex;
 use cxr::core::progress::Progress;
 use cxr::kernels::DiffusionBackend;
 use cxr::metrics::memorization::{
-    AuditConfig, AuditReport, AuditSide, Evidence, MemorizationAudit, PromptSummary, write_png,
+    AuditConfig, AuditReport, AuditSide, Calibration, Evidence, MemorizationAudit, PromptSummary, write_png,
 };
 use cxr::metrics::small::SmallExtractor;
 use cxr::metrics::{Card, Evaluation, Extraction, FeatureExtractor, ImageSize, Picture};
@@ -156,20 +156,22 @@ fn copies<B: DiffusionBackend>(
         }
         None => {}
     }
-    Ok(summary(&audit))
+    let calibration =
+        audit.calibration.as_ref().context("an audit with held-out radiographs is calibrated")?;
+    Ok(summary(&audit, calibration))
 }
 
-fn summary(audit: &AuditReport) -> Copies {
+fn summary(audit: &AuditReport, calibration: &Calibration) -> Copies {
     let for_any = |kinds: [Evidence; 2]| {
         audit.flagged().filter(|entry| entry.evidence.iter().any(|e| kinds.contains(e))).count()
     };
-    let pixels = audit.calibration.scale(Evidence::PixelDistance);
+    let pixels = calibration.scale(Evidence::PixelDistance);
     Copies {
         pictures: audit.n_synthetic,
         train: audit.n_train,
-        held_out: audit.calibration.held_out,
-        held_out_flagged: audit.calibration.flagged,
-        confidence: audit.calibration.confidence,
+        held_out: calibration.held_out,
+        held_out_flagged: calibration.flagged,
+        confidence: calibration.confidence,
         flagged: audit.flagged().count(),
         in_pixels: for_any([Evidence::PixelDistance, Evidence::PixelRatio]),
         in_features: for_any([Evidence::FeatureDistance, Evidence::FeatureRatio]),

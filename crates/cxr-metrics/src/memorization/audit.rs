@@ -12,6 +12,7 @@ use super::side::{AuditConfig, AuditSide};
 use super::views::{PictureView, PixelViews};
 use crate::error::{MetricsError, Result};
 use crate::extractor::ExtractorId;
+use crate::features::expect_size;
 
 /// A search for copies with one configuration.
 #[derive(Debug, Clone)]
@@ -30,8 +31,9 @@ pub struct AuditReport {
     pub n_synthetic: usize,
     /// Training pictures.
     pub n_train: usize,
-    /// Where a copy begins, and how many real pictures that hits.
-    pub calibration: Calibration,
+    /// Where a copy begins, and how many real pictures that hits; none of an audit without held-out pictures, which
+    /// flags nothing.
+    pub calibration: Option<Calibration>,
     /// How flags and training prompts go together, where prompts of both sides are known.
     pub prompts: Option<PromptSummary>,
     /// What a reader has to know.
@@ -51,8 +53,8 @@ pub struct AuditEntry {
     pub view: PictureView,
     /// Its neighbours in features.
     pub features: Option<Neighbour>,
-    /// Departure of its strongest evidence from held-out pictures, in their spreads.
-    pub score: f64,
+    /// Departure of its strongest evidence from held-out pictures, in their spreads; none without calibration.
+    pub score: Option<f64>,
     /// What it is flagged for, the strongest first; empty for a picture that is not flagged.
     pub evidence: Vec<Evidence>,
     /// Whether its prompt is a training report.
@@ -119,13 +121,52 @@ impl MemorizationAudit {
         held_out: &AuditSide,
         progress: &dyn Progress,
     ) -> Result<AuditReport> {
-        for (what, side) in [("synthetic", synthetic), ("training", train), ("held-out", held_out)] {
-            self.check(what, side, train)?;
-        }
+        self.check("held-out", held_out, train)?;
+        // Otherwise the thresholds would be those of another search.
+        expect_size(
+            || {
+                "feature views of held-out pictures (with mirror images or without, as the synthetic ones)"
+                    .into()
+            },
+            synthetic.features.len(),
+            held_out.features.len(),
+        )?;
+        self.check("synthetic", synthetic, train)?;
         expect_other_groups(train, held_out)?;
         let real = self.search(held_out, train, progress)?;
         let observed: Vec<Observed> = (0..held_out.len()).map(|i| real.observed(i)).collect();
         let calibration = Calibration::of(&observed, self.config.rate)?;
+        let notes = notes(train, held_out, &real, &calibration);
+        self.report(synthetic, train, Some(calibration), notes, progress)
+    }
+
+    /// [`run`](Self::run) without held-out pictures, or with too few ([`AuditConfig::held_out_needed`]): the nearest
+    /// training picture of every synthetic one, and no word on which are copies.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run), held-out pictures aside.
+    pub fn run_uncalibrated(
+        &self,
+        synthetic: &AuditSide,
+        train: &AuditSide,
+        progress: &dyn Progress,
+    ) -> Result<AuditReport> {
+        self.check("synthetic", synthetic, train)?;
+        let note = format!(
+            "nothing is flagged: what counts as near takes {} held-out real pictures or more",
+            self.config.held_out_needed()
+        );
+        self.report(synthetic, train, None, vec![note], progress)
+    }
+
+    fn report(
+        &self,
+        synthetic: &AuditSide,
+        train: &AuditSide,
+        calibration: Option<Calibration>,
+        notes: Vec<String>,
+        progress: &dyn Progress,
+    ) -> Result<AuditReport> {
         let found = self.search(synthetic, train, progress)?;
         let reports = train.prompts.as_deref().map(Reports::new);
         let entry = |image: usize| {
@@ -136,8 +177,8 @@ impl MemorizationAudit {
                 pixels,
                 view,
                 features: found.features.as_ref().map(|f| f[image].clone()),
-                score: calibration.score(&observed),
-                evidence: calibration.evidence(&observed),
+                score: calibration.as_ref().map(|c| c.score(&observed)),
+                evidence: calibration.as_ref().map(|c| c.evidence(&observed)).unwrap_or_default(),
                 prompt: None,
             };
             let prompts = reports.as_ref().zip(synthetic.prompts.as_ref());
@@ -145,15 +186,13 @@ impl MemorizationAudit {
             entry
         };
         let entries: Vec<AuditEntry> = (0..synthetic.len()).map(entry).collect();
-        let prompts = summary(&entries);
-        let notes = notes(train, held_out, &real, &calibration);
         Ok(AuditReport {
             config: self.config.clone(),
             extractor: train.extractor.clone(),
             n_synthetic: synthetic.len(),
             n_train: train.len(),
             calibration,
-            prompts,
+            prompts: summary(&entries),
             notes,
             entries,
         })
@@ -254,6 +293,7 @@ mod tests {
     use cxr_core::progress::Silent;
 
     use super::*;
+    use crate::features::FeatureSet;
     use crate::image::{ImageSize, Picture};
     use crate::testing::StopAfter;
     use cxr_core::random::Stream;
@@ -330,6 +370,28 @@ mod tests {
         let other = AuditConfig { side: 12, ..config() };
         let wrong = AuditSide::query(&pictures("made", 3), None, &other, &Silent).unwrap();
         assert!(audit.run(&wrong, &train, &held_out, &Silent).is_err());
+        // Features that are there already are as good, but on both sides.
+        let features = |n: usize, width: usize| {
+            FeatureSet::new((0..n * width).map(|i| (i * 7 % 5) as f32).collect(), width).unwrap()
+        };
+        let id = ExtractorId {
+            name: "toy".into(),
+            hash: "00".into(),
+            feature_dim: 3,
+            input_size: ImageSize::square(16),
+            resize: None,
+        };
+        let with = |side: &AuditSide, mirrored: bool| {
+            let own = features(side.len(), 3);
+            side.clone().with_features(id.clone(), own.clone(), mirrored.then_some(own)).unwrap()
+        };
+        assert!(audit.run(&with(&made, true), &with(&train, false), &with(&held_out, true), &Silent).is_ok());
+        assert!(
+            audit.run(&with(&made, true), &with(&train, false), &with(&held_out, false), &Silent).is_err()
+        );
+        assert!(audit.run(&with(&made, true), &train, &held_out, &Silent).is_err());
+        assert!(made.clone().with_features(id.clone(), features(6, 2), None).is_err());
+        assert!(made.clone().with_features(id.clone(), features(5, 3), None).is_err());
         // Training pictures that were read as queries.
         assert!(audit.run(&made, &held_out, &held_out, &Silent).is_err());
         let few = AuditSide::query(&pictures("few", 98), None, &config(), &Silent).unwrap();
@@ -337,6 +399,10 @@ mod tests {
             audit.run(&made, &train, &few, &Silent),
             Err(MetricsError::TooFewSamples { needed: 99, .. })
         ));
+        let open = audit.run_uncalibrated(&made, &train, &Silent).unwrap();
+        assert_eq!((open.entries[4].pixels.nearest, open.flagged().count()), (9, 0));
+        assert!(open.notes[0].contains("99") && open.entries[4].score.is_none(), "{:?}", open.notes);
+        assert!(audit.run_uncalibrated(&wrong, &train, &Silent).is_err());
         assert!(made.clone().with_names(texts(5, |i| i.to_string())).is_err());
         assert!(made.clone().with_groups(vec![]).is_err());
         assert!(made.clone().with_prompts(vec![]).is_err());

@@ -82,8 +82,7 @@ pub struct Calibration {
 
 impl Calibration {
     pub(super) fn of(held_out: &[Observed], rate: f64) -> Result<Self> {
-        // With fewer, the largest score of n says less than the rate asks for even on average.
-        let needed = ((1.0 / rate).ceil() as usize).saturating_sub(1).max(2);
+        let needed = needed(rate);
         expect_samples(&format!("the held-out set of an audit at rate {rate}"), needed, held_out.len())?;
         let scales: Vec<Scale> = Evidence::ALL.into_iter().filter_map(|kind| scale(kind, held_out)).collect();
         if scales.is_empty() {
@@ -130,6 +129,11 @@ impl Calibration {
     pub fn scale(&self, evidence: Evidence) -> Option<&Scale> {
         self.scales.iter().find(|scale| scale.evidence == evidence)
     }
+}
+
+/// Fewest held-out pictures: of fewer, the largest score says less than the rate asks for even on average.
+pub(super) fn needed(rate: f64) -> usize {
+    ((1.0 / rate).ceil() as usize).saturating_sub(1).max(2)
 }
 
 /// The largest number of n flagged pictures with which the rate is held at [`CONFIDENCE`], or 0.

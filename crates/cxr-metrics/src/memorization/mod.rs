@@ -46,6 +46,6 @@ pub use calibration::{Calibration, Evidence, Scale};
 pub use nearest::{AuditRow, Neighbour, audit, distance_threshold, nearest_neighbours};
 pub use prompts::{PromptMatch, PromptSummary, normalized_prompt};
 pub use sheet::write_png;
-pub use side::{AuditConfig, AuditSide};
+pub use side::{AuditConfig, AuditSide, Mirrored};
 pub use table::COLUMNS;
 pub use views::PictureView;

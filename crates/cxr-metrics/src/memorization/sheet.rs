@@ -24,8 +24,8 @@ const CELL: ImageSize = ImageSize { width: 2 * SIDE + 2 * GAP, height: SIDE + 2 
 
 impl AuditReport {
     /// The flagged pairs with the strongest evidence, at most `limit`: left the synthetic picture, right the
-    /// training picture, below them their names, distances and ratios with the thresholds. None without flagged
-    /// pairs.
+    /// training picture, below them their names, distances and ratios with the thresholds. Of an audit without
+    /// calibration the nearest pairs. None without any pair.
     ///
     /// # Errors
     /// Sources and sides of other sizes than what was audited, pictures that cannot be read.
@@ -38,7 +38,7 @@ impl AuditReport {
         self.expect_sides(synthetic, train)?;
         expect_size(|| "synthetic pictures of a sheet".into(), synthetic.len(), made.len())?;
         expect_size(|| "training pictures of a sheet".into(), train.len(), trained.len())?;
-        let mut entries = self.strongest_first(false);
+        let mut entries = self.strongest_first(self.calibration.is_none());
         entries.truncate(limit);
         if entries.is_empty() {
             return Ok(None);
@@ -57,12 +57,13 @@ impl AuditReport {
     }
 
     fn caption(&self, entry: &AuditEntry, synthetic: &AuditSide, train: &AuditSide) -> [String; LINES] {
-        let bound = |kind| self.calibration.scale(kind).map_or(f64::NAN, |scale| scale.threshold);
+        let scale = |kind| self.calibration.as_ref().and_then(|calibration| calibration.scale(kind));
+        let bound = |kind| scale(kind).map(|scale| scale.threshold);
         let line = |what: &str, values: [(Option<f64>, Evidence); 2]| {
-            let [distance, ratio] = values.map(|(value, kind)| match value {
-                Some(value) if bound(kind).is_finite() => format!("{value:.3}/{:.3}", bound(kind)),
-                Some(value) => format!("{value:.3}"),
-                None => "-".into(),
+            let [distance, ratio] = values.map(|(value, kind)| match (value, bound(kind)) {
+                (Some(value), Some(bound)) => format!("{value:.3}/{bound:.3}"),
+                (Some(value), None) => format!("{value:.3}"),
+                (None, _) => "-".into(),
             });
             format!("{what} {distance} RATIO {ratio}")
         };
@@ -71,8 +72,8 @@ impl AuditReport {
             line("FEAT", [(Some(f.distance), Evidence::FeatureDistance), (f.ratio, Evidence::FeatureRatio)])
         });
         [
-            synthetic.name(entry.image).to_string(),
-            format!("= {}", train.name(entry.nearest())),
+            file_name(synthetic.name(entry.image)).to_string(),
+            format!("= {}", file_name(train.name(entry.nearest()))),
             line(
                 "PIX",
                 [(Some(pixels.distance), Evidence::PixelDistance), (pixels.ratio, Evidence::PixelRatio)],
@@ -80,6 +81,11 @@ impl AuditReport {
             features,
         ]
     }
+}
+
+/// Without the folders, for which a caption has no room.
+fn file_name(name: &str) -> &str {
+    name.rsplit(['/', '\\']).next().unwrap_or(name)
 }
 
 /// Writes a picture as PNG.

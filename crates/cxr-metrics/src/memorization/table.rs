@@ -59,10 +59,12 @@ impl AuditReport {
         expect_size(|| "training pictures of an audit".into(), self.n_train, train.len())
     }
 
-    /// Flagged entries, or all, by falling score.
+    /// Flagged entries, or all, by falling score; without scores by their distance in pixels.
     pub(super) fn strongest_first(&self, all: bool) -> Vec<&AuditEntry> {
         let mut entries: Vec<&AuditEntry> = self.entries.iter().filter(|e| all || e.flagged()).collect();
-        entries.sort_by(|a, b| b.score.total_cmp(&a.score));
+        // Without a score, the negative distance takes its place, in all of them.
+        let strength = |entry: &AuditEntry| entry.score.unwrap_or(-entry.pixels.distance);
+        entries.sort_by(|a, b| strength(b).total_cmp(&strength(a)));
         entries
     }
 }
@@ -75,7 +77,7 @@ fn row(entry: &AuditEntry, synthetic: &AuditSide, train: &AuditSide) -> [String;
     [
         synthetic.name(entry.image).to_string(),
         entry.evidence.iter().map(|e| Evidence::name(*e)).collect::<Vec<_>>().join(";"),
-        known(Some(entry.score)),
+        known(entry.score),
         name(entry.nearest()),
         train.groups.as_ref().map(|groups| groups[entry.nearest()].clone()).unwrap_or_default(),
         known(Some(pixels.distance)),

@@ -77,18 +77,19 @@ impl Setting<'_> {
 
     fn holds(&self, what: &str) {
         let fresh = self.audit(&pictures(self.fresh));
+        let calibration = fresh.calibration.as_ref().unwrap();
         let false_alarms = fresh.flagged().count();
         println!(
             "{what}: {} training images, calibrated on {}: {} of them flagged, of {} others {false_alarms}",
             self.train.len(),
             self.calibration.len(),
-            fresh.calibration.flagged,
+            calibration.flagged,
             self.fresh.len()
         );
-        for scale in &fresh.calibration.scales {
+        for scale in &calibration.scales {
             println!("  {} below {:.3}, median {:.3}", scale.evidence.name(), scale.threshold, scale.median);
         }
-        assert!(fresh.calibration.flagged * 100 <= self.calibration.len());
+        assert!(calibration.flagged * 100 <= self.calibration.len());
         assert!(false_alarms * 100 <= self.fresh.len(), "{false_alarms} of {}", self.fresh.len());
         for change in Change::ALL {
             let (of_many, all, right) = self.planted(change);
