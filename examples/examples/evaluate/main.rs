@@ -118,7 +118,7 @@ impl Evaluate {
             (Some(set), _) => Real::Images(set, extract(set)?),
             (None, Some(moments)) => {
                 moments.expect_of(&args.real, &extractor.id()).context("--real")?;
-                Real::Statistics(&args.real, moments.clone())
+                Real::Statistics(moments.clone())
             }
             (None, None) => unreachable!("--real is required"),
         };
@@ -138,7 +138,7 @@ impl Evaluate {
             Some(train) => {
                 let held_out = match &real {
                     Real::Images(set, extraction) => Some((*set, extraction)),
-                    Real::Statistics(..) => None,
+                    Real::Statistics(_) => None,
                 };
                 let features = extract(train)?;
                 Some(copies::search((&sets.fake, &fake), (train, &features), held_out, &args.out)?)
