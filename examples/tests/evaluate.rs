@@ -68,9 +68,10 @@ fn text(bytes: &[u8]) -> String {
 
 fn picture(kind: u64, number: u64, side: u32) -> GrayImage {
     let mut stream = Stream::new(kind, "evaluate", number);
-    let (step, level) = (2 + stream.below(9) as u32, stream.below(80) as u32);
+    // Kinds differ by more than the pictures of one kind do.
+    let (step, level) = (2 + 3 * kind as u32, stream.below(12) as u32);
     GrayImage::from_fn(side, side, |x, y| {
-        let wave = (x * step + y * (1 + kind as u32)) % 97;
+        let wave = (x * step + y * (1 + kind as u32)) % (60 + 20 * kind as u32);
         image::Luma([(level + wave + stream.below(60) as u32) as u8])
     })
 }
