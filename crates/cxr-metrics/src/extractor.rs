@@ -366,4 +366,36 @@ mod tests {
         let broken = reading(7);
         assert!(matches!(Failing.features(&broken, &Silent), Err(MetricsError::SizeMismatch { .. })));
     }
+
+    #[test]
+    fn a_picture_that_gives_no_finite_feature_is_named() {
+        struct Dividing;
+        impl FeatureExtractor for Dividing {
+            fn name(&self) -> &str {
+                "dividing"
+            }
+            fn hash(&self) -> &str {
+                "00"
+            }
+            fn feature_dim(&self) -> usize {
+                2
+            }
+            fn input_size(&self) -> ImageSize {
+                ImageSize::square(2)
+            }
+            fn batch_size(&self) -> usize {
+                3
+            }
+            fn extract_batch(&self, images: &[Cow<'_, Picture>]) -> Result<BatchOutput> {
+                let features = images.iter().flat_map(|p| [1.0, (f32::from(p.pixels()[0]) - 5.0).sqrt()]);
+                Ok(BatchOutput { features: features.collect(), logits: vec![] })
+            }
+        }
+        let error = Dividing.features(&pictures(9)[5..].to_vec(), &Silent);
+        assert!(error.is_ok());
+        let error =
+            Dividing.features(&Reading { fails_at: 99, read: Default::default() }, &Silent).unwrap_err();
+        assert!(matches!(&error, MetricsError::NonFinite { row: 0, column: 1, .. }), "{error}");
+        assert!(error.to_string().contains("0.png"), "{error}");
+    }
 }

@@ -1,8 +1,6 @@
 //! Figures of one synthetic set: distances to the real one, Inception Score, precision and its kin, diversity.
 
-use std::path::Path;
-
-use anyhow::Result;
+use anyhow::{Context, Result};
 use cxr::core::progress::Progress;
 use cxr::kernels::DiffusionBackend;
 use cxr::metrics::inception::InceptionExtractor;
@@ -15,14 +13,14 @@ use crate::set::Set;
 /// The real side.
 pub(crate) enum Real<'a> {
     Images(&'a Set, Extraction),
-    Statistics(&'a Path, Moments),
+    Statistics(Moments),
 }
 
 impl Real<'_> {
     pub(crate) fn count(&self) -> usize {
         match self {
             Self::Images(set, _) => set.len(),
-            Self::Statistics(_, moments) => moments.count.unwrap_or(0),
+            Self::Statistics(moments) => moments.count.unwrap_or(0),
         }
     }
 }
@@ -54,20 +52,21 @@ pub(crate) fn measure<B: DiffusionBackend>(
     let mut measured = Measured { card: Card::default(), not_available: Vec::new() };
     let mut lacks = |figure, why: &str| measured.not_available.push(NotAvailable { figure, why: why.into() });
     let figures = &mut measured.card.figures;
+    let against = || format!("{} against --real {}", set.shown(), args.real.display());
     match real {
         Real::Images(_, real) => {
             let card = evaluation.compare(real, fake, &extractor.id(), progress);
-            figures.extend(card.map_err(|error| set.explain(error))?.figures);
+            figures.extend(card.with_context(against)?.figures);
             if real.features.len().min(fake.features.len()) > NEAREST_K {
                 let more = evaluation.prdc(real, fake, NEAREST_K, &extractor.id(), progress);
-                figures.extend(more.map_err(|error| set.explain(error))?);
+                figures.extend(more.with_context(against)?);
             } else {
                 lacks("precision, recall, density, coverage", "they need more than 5 images in each set");
             }
         }
-        Real::Statistics(_, moments) => {
+        Real::Statistics(moments) => {
             let figure = evaluation.compare_with_statistics(moments, fake, &extractor.id());
-            figures.push(figure.map_err(|error| set.explain(error))?);
+            figures.push(figure.with_context(against)?);
             lacks(
                 "kid, precision, recall, density, coverage",
                 "they need real images, and --real has statistics",
@@ -82,7 +81,7 @@ pub(crate) fn measure<B: DiffusionBackend>(
         (Some(id), splits) => {
             let real = match real {
                 Real::Images(_, real) => Some(real),
-                Real::Statistics(..) => None,
+                Real::Statistics(_) => None,
             };
             let figure = evaluation.inception_score(real, fake, splits, &id, progress);
             figures.push(figure.map_err(|error| {

@@ -125,7 +125,7 @@ impl Evaluate {
             (Some(set), _) => Real::Images(set, extract(set)?),
             (None, Some(moments)) => {
                 moments.expect_of(&args.real, &extractor.id()).context("--real")?;
-                Real::Statistics(&args.real, moments.clone())
+                Real::Statistics(moments.clone())
             }
             (None, None) => unreachable!("--real is required"),
         };

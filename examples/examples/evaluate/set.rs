@@ -38,15 +38,24 @@ impl Set {
             "{}: no images; expected .png, .jpg or .jpeg files in it, or a metadata.jsonl that names them",
             shown()
         );
+        ensure!(
+            files.len() > 1,
+            "{}: 1 image, expected at least 2, and hundreds for figures that say something",
+            shown()
+        );
         Ok(Self { flag, path: path.to_path_buf(), files, pairs, size })
     }
 
     /// For an error of measuring it: the flag, and what helps against mixed sizes.
     pub(crate) fn explain(&self, error: MetricsError) -> anyhow::Error {
         let mixed = matches!(error, MetricsError::MixedSizes { .. });
-        let shown = format!("{} {}", self.flag, self.path.display());
-        let shown = if mixed { format!("{shown} (--size N brings all images to one size)") } else { shown };
-        anyhow::Error::new(error).context(shown)
+        let advice = if mixed { " (--size N brings all images to one size)" } else { "" };
+        anyhow::Error::new(error).context(format!("{}{advice}", self.shown()))
+    }
+
+    /// The flag and what was given.
+    pub(crate) fn shown(&self) -> String {
+        format!("{} {}", self.flag, self.path.display())
     }
 
     /// Prompts, where the table has them.

@@ -1,8 +1,7 @@
 //! The network itself: convolutions with folded normalization, pools, and blocks of branches.
 
-use burn::tensor::module::{avg_pool2d, max_pool2d};
 use burn::tensor::{Tensor, TensorData, activation::relu, backend::Backend};
-use cxr_kernels::{DiffusionBackend, WeightCache, ops};
+use cxr_kernels::{DiffusionBackend, Pool, WeightCache, ops};
 
 use super::layers::{CLASSES, FEATURES, Layer};
 use crate::error::Result;
@@ -69,33 +68,14 @@ impl<B: DiffusionBackend> Branch<B> {
     }
 }
 
-/// A pool of 3x3 in a block.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Pool {
-    /// Mean of what lies in the picture, as TensorFlow takes it.
-    Mean,
-    /// In the last block alone; a slip of the original, which is part of the metric by now.
-    Max,
-    /// Of stride 2, without padding.
-    Halve,
-}
-
-impl Pool {
-    fn forward<B: Backend>(self, x: Tensor<B, 4>) -> Tensor<B, 4> {
-        match self {
-            Self::Mean => avg_pool2d(x, [3, 3], [1, 1], [1, 1], false, false),
-            Self::Max => max_pool2d(x, [3, 3], [1, 1], [1, 1], [1, 1], false),
-            Self::Halve => max_pool2d(x, [3, 3], [2, 2], [0, 0], [1, 1], false),
-        }
-    }
-}
-
 /// Branches side by side; what they give is joined.
 #[derive(Debug, Clone)]
 struct Block<B: Backend> {
     branches: Vec<Branch<B>>,
     /// Branches that end in two.
     forks: Vec<(Branch<B>, [ConvRelu<B>; 2])>,
+    /// The mean leaves padding out, as TensorFlow does; the last block takes the maximum, a slip of the original
+    /// which is part of the metric by now.
     pool: Pool,
     after_pool: Option<ConvRelu<B>>,
 }
@@ -131,7 +111,7 @@ impl<B: DiffusionBackend> Block<B> {
     fn b(block: &str, source: &mut Source<'_, B>) -> Result<Self> {
         let branches: [&[&str]; 2] =
             [&["branch3x3"], &["branch3x3dbl_1", "branch3x3dbl_2", "branch3x3dbl_3"]];
-        Self::plain(block, &branches, Pool::Halve, false, source)
+        Self::plain(block, &branches, Pool::MaxHalving, false, source)
     }
 
     fn c(block: &str, source: &mut Source<'_, B>) -> Result<Self> {
@@ -148,7 +128,7 @@ impl<B: DiffusionBackend> Block<B> {
             &["branch3x3_1", "branch3x3_2"],
             &["branch7x7x3_1", "branch7x7x3_2", "branch7x7x3_3", "branch7x7x3_4"],
         ];
-        Self::plain(block, &branches, Pool::Halve, false, source)
+        Self::plain(block, &branches, Pool::MaxHalving, false, source)
     }
 
     fn e(block: &str, pool: Pool, source: &mut Source<'_, B>) -> Result<Self> {
@@ -171,7 +151,7 @@ impl<B: DiffusionBackend> Block<B> {
             let y = stem.forward(x.clone());
             parts.extend(ends.iter().map(|end| end.forward(y.clone())));
         }
-        let pooled = self.pool.forward(x);
+        let pooled = ops::pool(x, self.pool);
         parts.push(match &self.after_pool {
             Some(conv) => conv.forward(pooled),
             None => pooled,
@@ -235,7 +215,7 @@ impl<B: DiffusionBackend> Network<B> {
         for (i, conv) in self.stem.iter().enumerate() {
             x = conv.forward(x);
             if i == 2 || i == 4 {
-                x = Pool::Halve.forward(x);
+                x = ops::pool(x, Pool::MaxHalving);
             }
         }
         let x = self.blocks.iter().fold(x, |x, block| block.forward(x));

@@ -149,6 +149,15 @@ impl Reader<'_> {
             });
         }
         let values = tensor.to_f32().map_err(|source| broken(self.path, source))?;
+        // ReLU would turn a NaN into a zero, and nobody would know.
+        if let Some(place) = values.iter().position(|value| !value.is_finite()) {
+            return Err(MetricsError::NonFinite {
+                what: format!("`{}`, tensor `{name}`", self.path.display()),
+                row: 0,
+                column: place,
+                value: f64::from(values[place]),
+            });
+        }
         let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
         digests.push_str(&format!("{name} {}\n", sha256_hex(&bytes)));
         Ok(values)

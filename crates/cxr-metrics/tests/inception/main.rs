@@ -152,3 +152,17 @@ fn pictures_do_not_depend_on_their_batch() {
     assert!(error(&together.features.select(&[2]), &alone.features) < 1e-6);
     assert!(error(&together.logits.unwrap().select(&[2]), &alone.logits.unwrap()) < 1e-6);
 }
+
+#[test]
+#[ignore = "cargo test --release -p cxr-metrics --test inception -- --ignored --nocapture"]
+fn images_per_second() {
+    let folder = tempfile::tempdir().unwrap();
+    let extractor = open(&write(folder.path(), &procedural()), ResizeMode::TorchFidelity).unwrap();
+    let images: Vec<Picture> = (0..64).map(|i| picture(&"x".repeat(1 + i), 128, 128, 1)).collect();
+    extractor.extract(&images[..8].to_vec(), &Silent).unwrap();
+    let started = std::time::Instant::now();
+    let out = extractor.extract(&images, &Silent).unwrap();
+    let seconds = started.elapsed().as_secs_f64();
+    println!("{:.1} images a second", 64.0 / seconds);
+    assert_eq!(out.features.len(), 64);
+}
