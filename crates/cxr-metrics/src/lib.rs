@@ -80,7 +80,7 @@ pub use kernel_distance::{
     KernelMatrices, SubsetConfig, SubsetDistance, kernel_distance, kernel_distance_on,
     kernel_distance_subsets,
 };
-pub use memorization::{AuditRow, Neighbour, audit, distance_threshold, nearest_neighbours};
+pub use memorization::{Neighbour, nearest_neighbours};
 pub use moments::Moments;
 pub use ms_ssim::{PromptSimilarity, ms_ssim, ms_ssim_scales, prompt_similarity};
 pub use prdc::{NEAREST_K, Prdc, PrdcParts, prdc};

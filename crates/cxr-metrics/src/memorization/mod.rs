@@ -43,7 +43,7 @@ mod views;
 
 pub use audit::{AuditEntry, AuditReport, MemorizationAudit};
 pub use calibration::{Calibration, Evidence, Scale};
-pub use nearest::{AuditRow, Neighbour, audit, distance_threshold, nearest_neighbours};
+pub use nearest::{Neighbour, nearest_neighbours};
 pub use prompts::{PromptMatch, PromptSummary, normalized_prompt};
 pub use sheet::write_png;
 pub use side::{AuditConfig, AuditSide, Mirrored};

@@ -1,8 +1,7 @@
 //! Which training image is each synthetic one nearest to, and how near?
 //!
 //! Distances are Euclidean, in pixels or in features, against the whole training set. A small distance, or a
-//! small ratio of the nearest to the second nearest, is what a copy looks like; what counts as small is
-//! calibrated on held-out real images ([`distance_threshold`]), never chosen by eye.
+//! small ratio of the nearest to the second nearest, is what a copy looks like.
 
 use std::collections::HashMap;
 
@@ -11,10 +10,9 @@ use faer::Mat;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::error::{MetricsError, Result};
+use crate::error::Result;
 use crate::features::{FeatureSet, expect_size};
 use crate::frechet::product;
-use crate::interval::quantile;
 use crate::progress::advance;
 
 /// Images per matrix product: two blocks of 4096 pixels in f64 take 42 MB.
@@ -108,57 +106,6 @@ pub(super) fn nearest_in_views<Q: Queries>(
     }
     progress.end("");
     Ok(found)
-}
-
-/// The distance below which a synthetic image is nearer to the training set than all but the share `rate` of
-/// held-out real images are: the `rate` quantile of `held_out`'s distances. Compare with `<`.
-///
-/// # Errors
-/// No held-out images, a `rate` outside [0, 1].
-pub fn distance_threshold(held_out: &[Neighbour], rate: f64) -> Result<f64> {
-    crate::features::expect_samples("the held-out set of a threshold", 1, held_out.len())?;
-    if !(0.0..=1.0).contains(&rate) {
-        return Err(MetricsError::InvalidParameter {
-            name: "rate",
-            value: rate.to_string(),
-            expected: "a share of held-out images between 0 and 1, as 0.01".into(),
-        });
-    }
-    let mut distances: Vec<f64> = held_out.iter().map(|n| n.distance).collect();
-    distances.sort_by(f64::total_cmp);
-    Ok(quantile(&distances, rate))
-}
-
-/// One line of the audit's table.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct AuditRow {
-    /// Position of the synthetic image.
-    pub image: usize,
-    /// Its nearest training image in pixels.
-    pub pixels: Neighbour,
-    /// Its nearest training image in features.
-    pub features: Neighbour,
-}
-
-/// The audit's table: neighbours in pixels and in features, side by side.
-///
-/// # Errors
-/// As [`nearest_neighbours`]; different numbers of images in pixels and features.
-pub fn audit(
-    (fake_pixels, fake_features): (&FeatureSet, &FeatureSet),
-    (train_pixels, train_features): (&FeatureSet, &FeatureSet),
-    groups: Option<&[String]>,
-) -> Result<Vec<AuditRow>> {
-    expect_size(|| "synthetic images with features".into(), fake_pixels.len(), fake_features.len())?;
-    expect_size(|| "training images with features".into(), train_pixels.len(), train_features.len())?;
-    let pixels = nearest_neighbours(fake_pixels, train_pixels, groups)?;
-    let features = nearest_neighbours(fake_features, train_features, groups)?;
-    Ok(pixels
-        .into_iter()
-        .zip(features)
-        .enumerate()
-        .map(|(image, (pixels, features))| AuditRow { image, pixels, features })
-        .collect())
 }
 
 /// A number per reference, equal within a group; without groups every reference is its own.
@@ -284,6 +231,7 @@ fn square(row: &[f32]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::MetricsError;
     use crate::testing::random_set;
 
     fn naive(query: &[f32], references: &FeatureSet) -> Vec<(usize, f64)> {
@@ -324,10 +272,6 @@ mod tests {
         assert_eq!(grouped.nearest, 17);
         assert_ne!(grouped.second, Some(50));
         assert!(grouped.ratio.unwrap() < 0.001, "{grouped:?}");
-        let held_out = nearest_neighbours(&random_set("held", 100, 30, 1.0), &train, Some(&groups)).unwrap();
-        let threshold = distance_threshold(&held_out, 0.01).unwrap();
-        assert!(grouped.distance < threshold);
-        assert!(held_out.iter().filter(|n| n.distance < threshold).count() <= 1);
     }
 
     #[test]
@@ -348,11 +292,5 @@ mod tests {
             nearest_neighbours(&a, &a.select(&[]), None),
             Err(MetricsError::TooFewSamples { .. })
         ));
-        assert!(distance_threshold(&[], 0.01).is_err());
-        let table = audit((&a, &b), (&a, &b), None).unwrap();
-        assert!(
-            table.iter().enumerate().all(|(i, row)| row.pixels.nearest == i && row.features.nearest == i)
-        );
-        assert!(distance_threshold(&[table[0].pixels.clone()], 1.5).is_err());
     }
 }
