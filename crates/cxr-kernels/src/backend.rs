@@ -4,7 +4,7 @@ use burn::tensor::Shape;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::ops::FloatTensor;
 
-use crate::{WeightCache, plain};
+use crate::{Pool, WeightCache, plain};
 
 /// The operations that a latent diffusion model spends its time in, on backend primitives.
 ///
@@ -154,6 +154,11 @@ pub trait DiffusionBackend: Backend {
         padding: usize,
     ) -> FloatTensor<Self> {
         plain::conv2d_weight_backward::<Self>(x, weight, grad, stride, padding)
+    }
+
+    /// A 3x3 pool of `[n, c, h, w]`. The default's gradient is burn's own.
+    fn kernel_pool(x: FloatTensor<Self>, pool: Pool) -> FloatTensor<Self> {
+        plain::pool::<Self>(x, pool)
     }
 
     /// `softmax(q k^T / sqrt(d)) v` for `q` `[b, heads, n, d]` and `k`, `v` `[b, heads, m, d]`.

@@ -47,6 +47,7 @@ pub use backend::{DiffusionAutodiff, DiffusionBackend};
 #[cfg(feature = "flex")]
 pub use burn_flex::Flex;
 pub use cache::WeightCache;
+pub use ops::Pool;
 
 /// One thread at a time builds a graph and goes back through it.
 static GRAPH: std::sync::Mutex<()> = std::sync::Mutex::new(());

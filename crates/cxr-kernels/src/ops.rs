@@ -133,6 +133,38 @@ pub fn conv2d<B: DiffusionBackend>(
     wrap(B::kernel_conv2d(unwrap(x), unwrap(weight), bias.map(unwrap), stride, padding, cache))
 }
 
+/// Pools of 3x3.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pool {
+    /// Largest value, stride 2, without padding.
+    MaxHalving,
+    /// Largest value, stride 1, padding of one pixel that never counts.
+    Max,
+    /// Mean, stride 1, padding of one pixel that never counts (TensorFlow's; PyTorch's `count_include_pad=False`).
+    Mean,
+}
+
+impl Pool {
+    /// Height and width of the result.
+    pub fn output(self, [h, w]: [usize; 2]) -> [usize; 2] {
+        match self {
+            Self::MaxHalving => [(h - 3) / 2 + 1, (w - 3) / 2 + 1],
+            Self::Max | Self::Mean => [h, w],
+        }
+    }
+}
+
+/// A 3x3 pool of `x` `[n, c, h, w]`.
+///
+/// # Panics
+/// If `x` has no pixels, or fewer than 3x3 for [`Pool::MaxHalving`].
+pub fn pool<B: DiffusionBackend>(x: Tensor<B, 4>, pool: Pool) -> Tensor<B, 4> {
+    let [_, _, h, w] = x.dims();
+    let least = if pool == Pool::MaxHalving { 3 } else { 1 };
+    assert!(h >= least && w >= least, "pool: a {h} x {w} image is smaller than {least} x {least}");
+    wrap(B::kernel_pool(unwrap(x), pool))
+}
+
 /// What [`attention`] leaves open.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct AttentionOptions {

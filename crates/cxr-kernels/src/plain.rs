@@ -3,6 +3,7 @@
 //! They are what a backend without kernels of its own runs, what a backend with some falls back to (for a dtype,
 //! say), and what kernels are tested against. Shapes are taken as given: [`ops`](crate::ops) checks them.
 
+use crate::Pool;
 use burn::tensor::ops::{ConvOptions, FloatTensor};
 use burn::tensor::{DType, FloatDType, Shape, Slice, TensorMetadata, backend::Backend};
 
@@ -256,6 +257,15 @@ pub fn attention_backward<B: Backend>(
     }
     let (to_k, to_v) = to_kv.expect("ops::attention asserts that there is at least one query");
     [cat_queries::<B>(to_q), to_k, to_v].map(|t| from_f32::<B>(t, dtype))
+}
+
+/// The default of [`kernel_pool`](crate::DiffusionBackend::kernel_pool).
+pub fn pool<B: Backend>(x: FloatTensor<B>, pool: Pool) -> FloatTensor<B> {
+    match pool {
+        Pool::MaxHalving => B::max_pool2d(x, [3, 3], [2, 2], [0, 0], [1, 1], false),
+        Pool::Max => B::max_pool2d(x, [3, 3], [1, 1], [1, 1], [1, 1], false),
+        Pool::Mean => B::avg_pool2d(x, [3, 3], [1, 1], [1, 1], false, false),
+    }
 }
 
 /// The default of [`kernel_image_to_tokens`](crate::DiffusionBackend::kernel_image_to_tokens).

@@ -76,7 +76,8 @@ impl Card {
         for figure in &self.figures {
             if let Some(id) = &figure.extractor {
                 let short = id.hash.get(..12).unwrap_or(&id.hash);
-                notes.push(format!("{} has {} features, SHA-256 {short}.", id.name, id.feature_dim));
+                let resize = id.resize.as_ref().map_or(String::new(), |mode| format!(", resize mode {mode}"));
+                notes.push(format!("{} has {} outputs, SHA-256 {short}{resize}.", id.name, id.feature_dim));
             }
             notes.extend(figure.notes.iter().cloned());
         }
@@ -132,6 +133,7 @@ mod tests {
                 hash: "0123456789abcdef".into(),
                 feature_dim: 8,
                 input_size: ImageSize::square(64),
+                resize: None,
             }),
             seed: 1,
             notes: vec!["few images".into()],

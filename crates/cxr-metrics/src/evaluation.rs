@@ -8,6 +8,7 @@ use crate::error::Result;
 use crate::extractor::{Extraction, ExtractorId};
 use crate::features::{FeatureSet, expect_size};
 use crate::frechet::{frechet_distance_of_sets, frechet_distance_on};
+use crate::inception;
 use crate::interval::{BootstrapConfig, Interval, IntervalMethod, bootstrap, real_floor};
 use crate::kernel_distance::{
     KernelMatrices, SubsetConfig, kernel_distance, kernel_distance_on, kernel_distance_subsets,
@@ -91,13 +92,7 @@ impl Evaluation {
     ) -> Result<Figure> {
         let name = "frechet_distance";
         let smaller = real.len().min(fake.len());
-        if smaller <= real.width() {
-            figure.notes.push(format!(
-                "{smaller} images for {} features: the covariance is singular, and the Fréchet distance biased \
-                 upwards; compare it with its floor, not with figures at other N",
-                real.width()
-            ));
-        }
+        figure.notes.extend(small_n_note(smaller, real.width()));
         figure.name = named(name, &figure);
         figure.value = frechet_distance_of_sets(real, fake)?;
         let config = self.bootstrap(IntervalMethod::ShiftedPercentile);
@@ -180,8 +175,26 @@ impl Evaluation {
     }
 }
 
-fn named(metric: &str, figure: &Figure) -> String {
-    figure.extractor.as_ref().map_or(metric.into(), |extractor| format!("{metric}/{}", extractor.name))
+/// The metric's name with its extractor: FID and KID are the names of two distances with one network and its
+/// published weights, and nothing else bears them.
+pub(crate) fn named(metric: &str, figure: &Figure) -> String {
+    let Some(extractor) = &figure.extractor else { return metric.into() };
+    let metric = match metric {
+        "frechet_distance" if extractor.name == inception::NAME => "fid",
+        "kernel_distance" if extractor.name == inception::NAME => "kid",
+        other => other,
+    };
+    format!("{metric}/{}", extractor.name)
+}
+
+/// What a reader of a Fréchet distance has to know where the smaller set has no more images than features.
+pub(crate) fn small_n_note(n: usize, features: usize) -> Option<String> {
+    (n <= features).then(|| {
+        format!(
+            "warning: N = {n} for {features} features: the covariance is singular, and the Fréchet distance biased \
+             upwards; compare it with its floor, not with figures at other N"
+        )
+    })
 }
 
 #[cfg(test)]
@@ -207,6 +220,7 @@ mod tests {
             hash: "00".into(),
             feature_dim: 6,
             input_size: ImageSize::square(64),
+            resize: None,
         }
     }
 

@@ -14,6 +14,7 @@ use faer::{Accum, Mat, MatRef, Par, Side};
 
 use crate::error::{MetricsError, Result};
 use crate::features::{FeatureSet, check_finite, expect_samples, expect_size};
+use crate::moments::Moments;
 use crate::resample::multiplicities;
 
 /// Rows per matrix product when a whole set is added.
@@ -157,13 +158,28 @@ impl FeatureStatistics {
 /// # Errors
 /// Different widths, fewer than two samples, a decomposition that does not converge.
 pub fn frechet_distance(first: &FeatureStatistics, second: &FeatureStatistics) -> Result<f64> {
+    frechet_distance_of_moments(&Moments::of(first, None)?, &Moments::of(second, None)?)
+}
+
+/// [`frechet_distance`] of means and covariances, as files of statistics hold them.
+///
+/// # Errors
+/// Different widths, a decomposition that does not converge.
+pub fn frechet_distance_of_moments(first: &Moments, second: &Moments) -> Result<f64> {
     expect_size(|| "width of the second statistics".into(), first.width(), second.width())?;
-    let width = first.width();
-    let covariances = [first.covariance()?, second.covariance()?];
-    let [s1, s2] = covariances.each_ref().map(|s| MatRef::from_row_major_slice(s, width, width));
-    let [w1, w2] = [square_root(s1)?, square_root(s2)?];
-    let overlap = nuclear_norm(product(w1.transpose(), w2.as_ref()).as_ref())?;
-    Ok(assemble(first.mean(), second.mean(), trace(s1) + trace(s2), overlap))
+    let [one, two] = [Root::of_moments(first)?, Root::of_moments(second)?];
+    one.distance(&two)
+}
+
+/// [`frechet_distance`] between the statistics of one set and the features of another.
+///
+/// # Errors
+/// Different widths, fewer than two images, a decomposition that does not converge.
+pub fn frechet_distance_to_set(first: &Moments, second: &FeatureSet) -> Result<f64> {
+    expect_size(|| "width of the features".into(), first.width(), second.width())?;
+    second.expect_at_least(2, "the second set")?;
+    let all: Vec<(usize, f64)> = (0..second.len()).map(|i| (i, 1.0)).collect();
+    Root::of_moments(first)?.distance(&Root::of(second, &all))
 }
 
 /// [`frechet_distance`] of two sets of features.
@@ -199,8 +215,7 @@ pub fn frechet_distance_on(
     expect_samples("the second set", 2, second_positions.len())?;
     let one = Root::of(first, &multiplicities(first_positions, first.len()));
     let two = Root::of(second, &multiplicities(second_positions, second.len()));
-    let overlap = nuclear_norm(product(one.root.as_ref(), two.root.transpose()).as_ref())?;
-    Ok(assemble(&one.mean, &two.mean, one.trace + two.trace, overlap))
+    one.distance(&two)
 }
 
 fn assemble(mean1: &[f64], mean2: &[f64], traces: f64, overlap: f64) -> f64 {
@@ -220,6 +235,22 @@ struct Root {
 }
 
 impl Root {
+    /// Of a covariance: `root` has as many rows as its rank.
+    fn of_moments(moments: &Moments) -> Result<Self> {
+        let width = moments.width();
+        let covariance = MatRef::from_row_major_slice(&moments.covariance, width, width);
+        Ok(Self {
+            mean: moments.mean.clone(),
+            root: square_root(covariance)?.transpose().to_owned(),
+            trace: trace(covariance),
+        })
+    }
+
+    fn distance(&self, other: &Self) -> Result<f64> {
+        let overlap = nuclear_norm(product(self.root.as_ref(), other.root.transpose()).as_ref())?;
+        Ok(assemble(&self.mean, &other.mean, self.trace + other.trace, overlap))
+    }
+
     /// Of the images at some positions, each with how often it counts.
     fn of(set: &FeatureSet, sample: &[(usize, f64)]) -> Self {
         let width = set.width();

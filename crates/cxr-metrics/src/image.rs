@@ -109,6 +109,11 @@ pub trait ImageSource: Sync {
     /// [`MetricsError::UnreadableImage`] with the file's name.
     fn load(&self, index: usize) -> Result<Cow<'_, Picture>>;
 
+    /// What the picture at a position is called in errors: its file, where it has one.
+    fn name(&self, index: usize) -> String {
+        format!("number {index}")
+    }
+
     /// Whether there are none.
     fn is_empty(&self) -> bool {
         self.len() == 0
@@ -153,16 +158,42 @@ pub fn grey_pixels(images: &dyn ImageSource, size: ImageSize) -> Result<FeatureS
 /// # Panics
 /// If `pixels` does not hold `from.width * from.height` values.
 pub fn resize_antialiased(pixels: &[f32], from: ImageSize, to: ImageSize) -> Vec<f32> {
+    resize(pixels, from, to, 1.0, |x| (1.0 - x.abs()).max(0.0))
+}
+
+/// Bicubic resize with antialiasing, as PIL's `BICUBIC` on floats (its parameter is -0.5). Values may leave the range
+/// of the picture's.
+///
+/// # Panics
+/// If `pixels` does not hold `from.width * from.height` values.
+pub fn resize_bicubic(pixels: &[f32], from: ImageSize, to: ImageSize) -> Vec<f32> {
+    resize(pixels, from, to, 2.0, |x| {
+        const A: f64 = -0.5;
+        match x.abs() {
+            x if x < 1.0 => ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0,
+            x if x < 2.0 => (((x - 5.0) * x + 8.0) * x - 4.0) * A,
+            _ => 0.0,
+        }
+    })
+}
+
+fn resize(
+    pixels: &[f32],
+    from: ImageSize,
+    to: ImageSize,
+    support: f64,
+    kernel: impl Fn(f64) -> f64 + Copy,
+) -> Vec<f32> {
     assert_eq!(pixels.len(), from.width * from.height, "pixels of a {from} picture");
     if from == to {
         return pixels.to_vec();
     }
-    let across = taps(from.width, to.width);
+    let across = taps(from.width, to.width, support, kernel);
     let rows: Vec<f32> = pixels
         .chunks_exact(from.width)
         .flat_map(|row| across.iter().map(|(start, weights)| weighted(weights, row[*start..].iter())))
         .collect();
-    let down = taps(from.height, to.height);
+    let down = taps(from.height, to.height, support, kernel);
     let mut out = Vec::with_capacity(to.width * to.height);
     for (start, weights) in &down {
         for x in 0..to.width {
@@ -173,16 +204,17 @@ pub fn resize_antialiased(pixels: &[f32], from: ImageSize, to: ImageSize) -> Vec
 }
 
 /// For each output position: the first input position and the weights from there.
-fn taps(from: usize, to: usize) -> Vec<(usize, Vec<f64>)> {
+fn taps(from: usize, to: usize, support: f64, kernel: impl Fn(f64) -> f64) -> Vec<(usize, Vec<f64>)> {
     let scale = from as f64 / to as f64;
-    let support = scale.max(1.0);
+    let stretch = scale.max(1.0);
+    let support = support * stretch;
     (0..to)
         .map(|i| {
             let centre = (i as f64 + 0.5) * scale;
             let start = (centre - support + 0.5).max(0.0) as usize;
             let end = ((centre + support + 0.5) as usize).min(from);
-            let triangle = |x: usize| (1.0 - ((x as f64 - centre + 0.5) / support).abs()).max(0.0);
-            let weights: Vec<f64> = (start..end).map(triangle).collect();
+            let weights: Vec<f64> =
+                (start..end).map(|x| kernel((x as f64 - centre + 0.5) / stretch)).collect();
             let total: f64 = weights.iter().sum();
             (start, weights.iter().map(|w| w / total).collect())
         })

@@ -111,8 +111,30 @@ pub fn bootstrap(
     Ok(config.interval(estimate, values))
 }
 
+/// Bootstrap interval of the mean of `values`, resampled one by one.
+///
+/// # Errors
+/// Fewer than two values, no replicates, a level outside (0, 1), a value that is not finite, cancellation.
+pub fn bootstrap_mean(
+    purpose: &str,
+    values: &[f64],
+    config: &BootstrapConfig,
+    progress: &dyn Progress,
+) -> Result<Interval> {
+    expect_samples("the values of a bootstrap", 2, values.len())?;
+    config.check()?;
+    let mean =
+        |positions: &[usize]| positions.iter().map(|&i| values[i]).sum::<f64>() / positions.len() as f64;
+    let replicates = repeat(&format!("bootstrap of {purpose}"), config.replicates, progress, |b| {
+        let mut stream = Stream::new(config.seed, &format!("bootstrap/{purpose}"), b as u64);
+        Ok(mean(&with_replacement(&mut stream, values.len())))
+    })?;
+    let estimate = values.iter().sum::<f64>() / values.len() as f64;
+    Ok(config.interval(estimate, replicates))
+}
+
 impl BootstrapConfig {
-    fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self) -> Result<()> {
         if self.replicates == 0 {
             return Err(MetricsError::InvalidParameter {
                 name: "replicates",
@@ -130,7 +152,7 @@ impl BootstrapConfig {
         Ok(())
     }
 
-    fn interval(&self, estimate: f64, mut values: Vec<f64>) -> Interval {
+    pub(crate) fn interval(&self, estimate: f64, mut values: Vec<f64>) -> Interval {
         let shift = match self.method {
             IntervalMethod::Percentile => 0.0,
             IntervalMethod::ShiftedPercentile => estimate - values.iter().sum::<f64>() / values.len() as f64,
@@ -197,7 +219,7 @@ fn varied(stream: &mut Stream, n: usize) -> Vec<usize> {
 }
 
 /// `count` values in parallel, in chunks so that the caller is heard between them.
-fn repeat(
+pub(crate) fn repeat(
     stage: &str,
     count: usize,
     progress: &dyn Progress,
@@ -289,6 +311,17 @@ mod tests {
         assert_eq!((seen(100, 30).mean, seen(100, 30).n), (30.0, 30));
         assert_eq!((seen(41, 30).mean, seen(41, 30).n), (20.0, 20));
         assert_eq!(seen(41, 30).standard_deviation, 0.0);
+    }
+
+    #[test]
+    fn a_mean_of_ones_and_zeros_has_the_binomial_width() {
+        let values: Vec<f64> = (0..400).map(|i| f64::from(u8::from(i % 4 == 0))).collect();
+        let config = BootstrapConfig { replicates: 2000, ..Default::default() };
+        let interval = bootstrap_mean("share", &values, &config, &Silent).unwrap();
+        let expected = 2.0 * 1.96 * (0.25f64 * 0.75 / 400.0).sqrt();
+        assert!(((interval.high - interval.low) / expected - 1.0).abs() < 0.15, "{interval:?}");
+        assert!(interval.low < 0.25 && 0.25 < interval.high);
+        assert!(bootstrap_mean("share", &values[..1], &config, &Silent).is_err());
     }
 
     #[test]

@@ -20,6 +20,7 @@
 //!     hash: "00".into(),
 //!     feature_dim: 2,
 //!     input_size: ImageSize::square(64),
+//!     resize: None,
 //! };
 //! let evaluation = Evaluation { replicates: 50, ..Evaluation::default() };
 //! let card = evaluation.compare(&take(0.0)?, &take(3.0)?, &extractor, &Silent)?;
@@ -35,32 +36,51 @@
 
 mod auroc;
 mod card;
+pub mod densenet;
 mod error;
 mod evaluation;
 mod extractor;
 mod features;
+pub mod findings;
 mod frechet;
 mod image;
+pub mod inception;
+mod inception_score;
 mod interval;
 mod kernel_distance;
-mod memorization;
+pub mod labels;
+pub mod memorization;
+mod moments;
+mod ms_ssim;
+mod npy;
+mod prdc;
 mod progress;
+mod ranked;
 mod resample;
+mod scores;
 pub mod small;
 #[cfg(test)]
 mod testing;
+pub mod usefulness;
 
 pub use auroc::{Auroc, FindingAuroc, auroc, auroc_table};
 pub use card::{Card, Figure};
 pub use error::{MetricsError, Result};
 pub use evaluation::Evaluation;
-pub use extractor::{BatchOutput, Extraction, ExtractorId, FeatureExtractor};
+pub use extractor::{BatchOutput, Extraction, ExtractorId, FeatureExtractor, Staged};
 pub use features::FeatureSet;
-pub use frechet::{FeatureStatistics, frechet_distance, frechet_distance_of_sets, frechet_distance_on};
-pub use image::{ImageSize, ImageSource, Picture, grey_pixels, resize_antialiased};
-pub use interval::{BootstrapConfig, Floor, Interval, IntervalMethod, bootstrap, real_floor};
+pub use frechet::{
+    FeatureStatistics, frechet_distance, frechet_distance_of_moments, frechet_distance_of_sets,
+    frechet_distance_on, frechet_distance_to_set,
+};
+pub use image::{ImageSize, ImageSource, Picture, grey_pixels, resize_antialiased, resize_bicubic};
+pub use inception_score::{INCEPTION_SCORE_SPLITS, InceptionScore, inception_score};
+pub use interval::{BootstrapConfig, Floor, Interval, IntervalMethod, bootstrap, bootstrap_mean, real_floor};
 pub use kernel_distance::{
     KernelMatrices, SubsetConfig, SubsetDistance, kernel_distance, kernel_distance_on,
     kernel_distance_subsets,
 };
-pub use memorization::{AuditRow, Neighbour, audit, distance_threshold, nearest_neighbours};
+pub use memorization::{Neighbour, nearest_neighbours};
+pub use moments::Moments;
+pub use ms_ssim::{PromptSimilarity, ms_ssim, ms_ssim_scales, prompt_similarity};
+pub use prdc::{NEAREST_K, Prdc, PrdcParts, prdc};

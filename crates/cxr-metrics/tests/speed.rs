@@ -27,6 +27,7 @@ fn a_comparison_takes_seconds() {
         hash: "0".repeat(64),
         feature_dim: WIDTH,
         input_size: ImageSize::square(64),
+        resize: None,
     };
     for n in [200, 400, 800] {
         let (real, fake) = (extraction("real", n, 0.0), extraction("fake", n, 0.1));

@@ -1,17 +1,17 @@
 //! Distances of both sets of pictures to held-out radiographs, and the search for copies.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use cxr::core::hash::sha256_hex;
 use cxr::core::progress::Progress;
 use cxr::kernels::DiffusionBackend;
-use cxr::metrics::small::SmallExtractor;
-use cxr::metrics::{
-    Card, Evaluation, Extraction, FeatureExtractor, ImageSize, Picture, audit, distance_threshold,
-    grey_pixels, nearest_neighbours,
+use cxr::metrics::memorization::{
+    AuditConfig, AuditReport, AuditSide, Calibration, Evidence, MemorizationAudit, PromptSummary, write_png,
 };
-use cxr_examples::demo::pictures::{SIDE, metric_picture};
+use cxr::metrics::small::SmallExtractor;
+use cxr::metrics::{Card, Evaluation, Extraction, FeatureExtractor, ImageSize, Picture};
+use cxr_examples::demo::pictures::metric_picture;
 use cxr_examples::demo::thumbnails::Thumbnails;
 use cxr_examples::progress::Counting;
 use serde::{Deserialize, Serialize};
@@ -20,8 +20,8 @@ use serde_json::json;
 use crate::picture::Pictures;
 use crate::{Args, stage};
 
-/// Share of held-out radiographs that may be as near to the training set as what counts as a copy.
-const COPY_RATE: f64 = 0.01;
+/// Pairs of the sheet of copies.
+const SHEET: usize = 24;
 
 /// Everything that is measured.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -36,23 +36,33 @@ pub(crate) struct Measured {
     pub(crate) copies: Copies,
 }
 
-/// How near the adapted model's pictures are to training radiographs, in pixels and in features.
+/// What the audit says of the adapted model's pictures; `copies.csv` has all of them.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Copies {
     /// Pictures.
     pub(crate) pictures: usize,
     /// Training radiographs.
     pub(crate) train: usize,
-    /// Nearer in pixels than all but 1 % of held-out radiographs are.
-    pub(crate) near_in_pixels: usize,
-    /// Nearer in features than all but 1 % of held-out radiographs are.
-    pub(crate) near_in_features: usize,
+    /// Held-out radiographs, on which it was calibrated.
+    pub(crate) held_out: usize,
+    /// Held-out radiographs that would be flagged.
+    pub(crate) held_out_flagged: usize,
+    /// That no more than 1 % of real radiographs are.
+    pub(crate) confidence: f64,
+    /// Pictures that look like copies.
+    pub(crate) flagged: usize,
+    /// Of these, in pixels.
+    pub(crate) in_pixels: usize,
+    /// Of these, in features.
+    pub(crate) in_features: usize,
     /// The distance in pixels below which a picture counts.
     pub(crate) pixel_threshold: f64,
     /// Median distance in pixels of pictures.
     pub(crate) pixel_median: f64,
     /// Median distance in pixels of held-out radiographs.
     pub(crate) held_out_pixel_median: f64,
+    /// Pictures whose impression is a training radiograph's.
+    pub(crate) prompts: PromptSummary,
 }
 
 /// Measures, or finds it measured.
@@ -79,8 +89,9 @@ pub(crate) fn measure<B: DiffusionBackend>(
         progress.end("already done");
         return Ok(done);
     }
-    // four extractions; an interval and a floor of two distances, of three sets
-    let counting = Counting::begin(progress, "measuring", 4 + 3 * 4);
+    // four extractions; an interval and a floor of two distances, of three sets; five extractions and four searches
+    // for copies
+    let counting = Counting::begin(progress, "measuring", 4 + 3 * 4 + 5 + 4);
     let progress: &dyn Progress = &counting;
     let evaluation = Evaluation { replicates: args.replicates, seed: args.seed, ..Evaluation::default() };
     let take = |pictures: &Vec<Picture>| extractor.extract(pictures, progress);
@@ -95,12 +106,7 @@ pub(crate) fn measure<B: DiffusionBackend>(
         base: compare(&base_features)?,
         adapted: compare(&adapted_features)?,
         train: compare(&real)?,
-        copies: copies(
-            data,
-            (&adapted_files, &adapted_features),
-            (&train, &train_features),
-            (&held_out, &held_out_features),
-        )?,
+        copies: copies(args, data, extractor, (&adapted_files, adapted), &train, &held_out, progress)?,
     };
     stage::keep(&record, &key, &measured)?;
     counting.finish(&format!(
@@ -111,33 +117,73 @@ pub(crate) fn measure<B: DiffusionBackend>(
     Ok(measured)
 }
 
-type Set<'a> = (&'a Vec<Picture>, &'a Extraction);
+fn copies<B: DiffusionBackend>(
+    args: &Args,
+    data: &Thumbnails,
+    extractor: &SmallExtractor<B>,
+    (made, pictures): (&Vec<Picture>, &Pictures),
+    train: &Vec<Picture>,
+    held_out: &Vec<Picture>,
+    progress: &dyn Progress,
+) -> Result<Copies> {
+    let config = AuditConfig::default();
+    let names =
+        |of: &[usize]| of.iter().map(|&i| data.collection.pairs[i].name.clone()).collect::<Vec<String>>();
+    let patients = |of: &[usize]| {
+        let patient =
+            |&i: &usize| data.collection.pairs[i].group.clone().unwrap_or_else(|| format!("pair {i}"));
+        of.iter().map(patient).collect::<Vec<String>>()
+    };
+    let (train_at, held_out_at) = (&data.split.train, &data.split.test);
+    let made_side = AuditSide::query(made, Some(extractor), &config, progress)?
+        .with_names(pictures.files.iter().map(|file| file_name(file)).collect())?
+        .with_prompts(pictures.prompts.clone())?;
+    let train_side = AuditSide::reference(train, Some(extractor), &config, progress)?
+        .with_names(names(train_at))?
+        .with_groups(patients(train_at))?
+        .with_prompts(data.prompts(train_at))?;
+    let held_out_side = AuditSide::query(held_out, Some(extractor), &config, progress)?
+        .with_names(names(held_out_at))?
+        .with_groups(patients(held_out_at))?;
+    let audit = MemorizationAudit::new(config)?.run(&made_side, &train_side, &held_out_side, progress)?;
+    audit.write_csv(&args.out.join("copies.csv"), true, &made_side, &train_side)?;
+    let sheet = args.out.join("copies.png");
+    match audit.sheet(SHEET, (&made_side, made), (&train_side, train))? {
+        Some(picture) => write_png(&picture, &sheet)?,
+        // of an earlier run
+        None if sheet.exists() => {
+            std::fs::remove_file(&sheet).with_context(|| format!("cannot remove {}", sheet.display()))?;
+        }
+        None => {}
+    }
+    let calibration =
+        audit.calibration.as_ref().context("an audit with held-out radiographs is calibrated")?;
+    Ok(summary(&audit, calibration))
+}
 
-fn copies(data: &Thumbnails, made: Set<'_>, train: Set<'_>, held_out: Set<'_>) -> Result<Copies> {
-    let size = ImageSize::square(SIDE);
-    let pixels = |set: Set<'_>| grey_pixels(set.0, size);
-    let (made_pixels, train_pixels, held_out_pixels) = (pixels(made)?, pixels(train)?, pixels(held_out)?);
-    let patients: Vec<String> = data
-        .split
-        .train
-        .iter()
-        .map(|&i| data.collection.pairs[i].group.clone().unwrap_or_else(|| format!("pair {i}")))
-        .collect();
-    let groups = Some(patients.as_slice());
-    let rows = audit((&made_pixels, &made.1.features), (&train_pixels, &train.1.features), groups)?;
-    let real_pixels = nearest_neighbours(&held_out_pixels, &train_pixels, groups)?;
-    let real_features = nearest_neighbours(&held_out.1.features, &train.1.features, groups)?;
-    let pixel_threshold = distance_threshold(&real_pixels, COPY_RATE)?;
-    let feature_threshold = distance_threshold(&real_features, COPY_RATE)?;
-    Ok(Copies {
-        pictures: rows.len(),
-        train: train.0.len(),
-        near_in_pixels: rows.iter().filter(|row| row.pixels.distance < pixel_threshold).count(),
-        near_in_features: rows.iter().filter(|row| row.features.distance < feature_threshold).count(),
-        pixel_threshold,
-        pixel_median: median(rows.iter().map(|row| row.pixels.distance).collect()),
-        held_out_pixel_median: median(real_pixels.iter().map(|n| n.distance).collect()),
-    })
+fn summary(audit: &AuditReport, calibration: &Calibration) -> Copies {
+    let for_any = |kinds: [Evidence; 2]| {
+        audit.flagged().filter(|entry| entry.evidence.iter().any(|e| kinds.contains(e))).count()
+    };
+    let pixels = calibration.scale(Evidence::PixelDistance);
+    Copies {
+        pictures: audit.n_synthetic,
+        train: audit.n_train,
+        held_out: calibration.held_out,
+        held_out_flagged: calibration.flagged,
+        confidence: calibration.confidence,
+        flagged: audit.flagged().count(),
+        in_pixels: for_any([Evidence::PixelDistance, Evidence::PixelRatio]),
+        in_features: for_any([Evidence::FeatureDistance, Evidence::FeatureRatio]),
+        pixel_threshold: pixels.map_or(0.0, |scale| scale.threshold),
+        pixel_median: median(audit.entries.iter().map(|entry| entry.pixels.distance).collect()),
+        held_out_pixel_median: pixels.map_or(0.0, |scale| scale.median),
+        prompts: audit.prompts.clone().unwrap_or_default(),
+    }
+}
+
+fn file_name(file: &Path) -> String {
+    file.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 fn median(mut values: Vec<f64>) -> f64 {

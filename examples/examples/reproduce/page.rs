@@ -146,23 +146,43 @@ fn prompts(pictures: &Pictures) -> Table {
 }
 
 fn copies(copies: &Copies) -> Table {
-    let of = format!("of {} pictures, against all {} training radiographs", copies.pictures, copies.train);
+    let prompts = &copies.prompts;
     Table {
         title: "Are there copies of training radiographs among the adapted model's pictures?".into(),
         rows: vec![
             (
-                "nearer in pixels than 99 % of held-out radiographs".into(),
-                format!("{} {of}", copies.near_in_pixels),
+                "look like copies (copies.csv has all pictures, copies.png shows those)".into(),
+                format!(
+                    "{} of {} pictures, against all {} training radiographs",
+                    copies.flagged, copies.pictures, copies.train
+                ),
             ),
+            ("in pixels, mirrored and moved".into(), copies.in_pixels.to_string()),
+            ("in features".into(), copies.in_features.to_string()),
             (
-                "nearer in features than 99 % of held-out radiographs".into(),
-                format!("{} {of}", copies.near_in_features),
+                "held-out radiographs of other patients, by which it was calibrated".into(),
+                format!(
+                    "{} of {} flagged: with {:.0} % confidence no more than 1 % of real radiographs are",
+                    copies.held_out_flagged,
+                    copies.held_out,
+                    100.0 * copies.confidence
+                ),
             ),
             (
                 "median distance in pixels to the nearest training radiograph".into(),
                 format!(
-                    "{:.2}; of held-out radiographs {:.2}; what counts as near: below {:.2}",
+                    "{:.3}; of held-out radiographs {:.3}; what counts as near: below {:.3}",
                     copies.pixel_median, copies.held_out_pixel_median, copies.pixel_threshold
+                ),
+            ),
+            (
+                "pictures whose impression is a training radiograph's".into(),
+                format!(
+                    "{}, {} of them flagged; of {} others {}",
+                    prompts.training_prompts,
+                    prompts.training_prompts_flagged,
+                    prompts.new_prompts,
+                    prompts.new_prompts_flagged
                 ),
             ),
         ],

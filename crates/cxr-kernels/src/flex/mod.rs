@@ -12,13 +12,14 @@ mod half;
 mod layer_norm;
 mod layout;
 mod moments;
+mod pool;
 mod silu;
 
 use burn::tensor::{DType, Shape, TensorMetadata};
 use burn_flex::{Flex, FlexTensor};
 
 use self::half::{by_dtype, narrow, widen};
-use crate::{DiffusionBackend, WeightCache, plain};
+use crate::{DiffusionBackend, Pool, WeightCache, plain};
 
 impl DiffusionBackend for Flex {
     fn kernel_silu(x: FlexTensor) -> FlexTensor {
@@ -199,6 +200,13 @@ impl DiffusionBackend for Flex {
             plain::conv2d_weight_backward::<Flex>(x, weight, grad, stride, padding)
         };
         narrow(y, dtype)
+    }
+
+    fn kernel_pool(x: FlexTensor, pool: Pool) -> FlexTensor {
+        match x.dtype() {
+            DType::F32 => pool::forward(x, pool),
+            _ => plain::pool::<Flex>(x, pool),
+        }
     }
 
     fn kernel_attention(q: FlexTensor, k: FlexTensor, v: FlexTensor, causal: bool) -> FlexTensor {

@@ -1,18 +1,19 @@
 //! Which training image is each synthetic one nearest to, and how near?
 //!
 //! Distances are Euclidean, in pixels or in features, against the whole training set. A small distance, or a
-//! small ratio of the nearest to the second nearest, is what a copy looks like; what counts as small is
-//! calibrated on held-out real images ([`distance_threshold`]), never chosen by eye.
+//! small ratio of the nearest to the second nearest, is what a copy looks like.
 
 use std::collections::HashMap;
 
+use cxr_core::progress::{Progress, Silent};
+use faer::Mat;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::error::{MetricsError, Result};
+use crate::error::Result;
 use crate::features::{FeatureSet, expect_size};
 use crate::frechet::product;
-use crate::interval::quantile;
+use crate::progress::advance;
 
 /// Images per matrix product: two blocks of 4096 pixels in f64 take 42 MB.
 const QUERIES: usize = 256;
@@ -47,7 +48,47 @@ pub fn nearest_neighbours(
     references: &FeatureSet,
     groups: Option<&[String]>,
 ) -> Result<Vec<Neighbour>> {
-    references.expect_width_of(queries)?;
+    let found = nearest_in_views(queries, references, groups, &Silent)?;
+    Ok(found.into_iter().map(|(neighbour, _)| neighbour).collect())
+}
+
+/// Pictures that are looked for, each in one or several views of which the nearest counts.
+pub(super) trait Queries: Sync {
+    /// Number of pictures.
+    fn len(&self) -> usize;
+    /// Values per view.
+    fn width(&self) -> usize;
+    /// Views of each picture.
+    fn views(&self) -> usize;
+    /// Writes a view `[width]` of a picture.
+    fn write(&self, index: usize, view: usize, row: &mut [f32]);
+}
+
+impl Queries for FeatureSet {
+    fn len(&self) -> usize {
+        self.len()
+    }
+    fn width(&self) -> usize {
+        self.width()
+    }
+    fn views(&self) -> usize {
+        1
+    }
+    fn write(&self, index: usize, _: usize, row: &mut [f32]) {
+        row.copy_from_slice(self.row(index));
+    }
+}
+
+/// [`nearest_neighbours`] over all views of each query, and the view in which the nearest was found.
+pub(super) fn nearest_in_views<Q: Queries>(
+    queries: &Q,
+    references: &FeatureSet,
+    groups: Option<&[String]>,
+    progress: &dyn Progress,
+) -> Result<Vec<(Neighbour, usize)>> {
+    // Blocks between two looks at the progress.
+    const CHUNK: usize = 16;
+    expect_size(|| "width of the second set's features".into(), references.width(), queries.width())?;
     references.expect_at_least(1, "the training set")?;
     if let Some(groups) = groups {
         expect_size(|| "groups of the training set".into(), references.len(), groups.len())?;
@@ -55,60 +96,16 @@ pub fn nearest_neighbours(
     let group_ids = group_ids(groups, references.len());
     let squares: Vec<f64> = references.rows().map(square).collect();
     let starts: Vec<usize> = (0..queries.len()).step_by(QUERIES).collect();
-    let blocks: Vec<Vec<Neighbour>> =
-        starts.into_par_iter().map(|start| block(queries, start, references, &squares, &group_ids)).collect();
-    Ok(blocks.concat())
-}
-
-/// The distance below which a synthetic image is nearer to the training set than all but the share `rate` of
-/// held-out real images are: the `rate` quantile of `held_out`'s distances. Compare with `<`.
-///
-/// # Errors
-/// No held-out images, a `rate` outside [0, 1].
-pub fn distance_threshold(held_out: &[Neighbour], rate: f64) -> Result<f64> {
-    crate::features::expect_samples("the held-out set of a threshold", 1, held_out.len())?;
-    if !(0.0..=1.0).contains(&rate) {
-        return Err(MetricsError::InvalidParameter {
-            name: "rate",
-            value: rate.to_string(),
-            expected: "a share of held-out images between 0 and 1, as 0.01".into(),
-        });
+    progress.begin("nearest training pictures", Some(queries.len() as u64));
+    let mut found = Vec::with_capacity(queries.len());
+    for chunk in starts.chunks(CHUNK) {
+        let blocks: Vec<_> =
+            chunk.par_iter().map(|start| block(queries, *start, references, &squares, &group_ids)).collect();
+        found.extend(blocks.into_iter().flatten());
+        advance(progress, "nearest training pictures", found.len(), queries.len())?;
     }
-    let mut distances: Vec<f64> = held_out.iter().map(|n| n.distance).collect();
-    distances.sort_by(f64::total_cmp);
-    Ok(quantile(&distances, rate))
-}
-
-/// One line of the audit's table.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct AuditRow {
-    /// Position of the synthetic image.
-    pub image: usize,
-    /// Its nearest training image in pixels.
-    pub pixels: Neighbour,
-    /// Its nearest training image in features.
-    pub features: Neighbour,
-}
-
-/// The audit's table: neighbours in pixels and in features, side by side.
-///
-/// # Errors
-/// As [`nearest_neighbours`]; different numbers of images in pixels and features.
-pub fn audit(
-    (fake_pixels, fake_features): (&FeatureSet, &FeatureSet),
-    (train_pixels, train_features): (&FeatureSet, &FeatureSet),
-    groups: Option<&[String]>,
-) -> Result<Vec<AuditRow>> {
-    expect_size(|| "synthetic images with features".into(), fake_pixels.len(), fake_features.len())?;
-    expect_size(|| "training images with features".into(), train_pixels.len(), train_features.len())?;
-    let pixels = nearest_neighbours(fake_pixels, train_pixels, groups)?;
-    let features = nearest_neighbours(fake_features, train_features, groups)?;
-    Ok(pixels
-        .into_iter()
-        .zip(features)
-        .enumerate()
-        .map(|(image, (pixels, features))| AuditRow { image, pixels, features })
-        .collect())
+    progress.end("");
+    Ok(found)
 }
 
 /// A number per reference, equal within a group; without groups every reference is its own.
@@ -126,67 +123,105 @@ fn group_ids(groups: Option<&[String]>, n: usize) -> Vec<usize> {
     }
 }
 
+/// A reference and how near it is.
+#[derive(Clone, Copy)]
+struct Candidate {
+    position: usize,
+    view: usize,
+    square: f64,
+}
+
 /// The best reference so far, and the best of another group.
 #[derive(Clone, Copy)]
 struct Best {
-    first: (usize, f64),
-    second: Option<(usize, f64)>,
+    first: Candidate,
+    second: Option<Candidate>,
 }
 
 impl Best {
-    fn offer(best: &mut Option<Self>, position: usize, square: f64, groups: &[usize]) {
+    fn offer(best: &mut Option<Self>, new: Candidate, groups: &[usize]) {
         let Some(best) = best else {
-            *best = Some(Self { first: (position, square), second: None });
+            *best = Some(Self { first: new, second: None });
             return;
         };
-        let other_group = groups[position] != groups[best.first.0];
-        if square < best.first.1 {
+        // What is no nearer than the second is nothing to either: true of nearly all.
+        if best.second.is_some_and(|second| new.square >= second.square) {
+            return;
+        }
+        let other_group = groups[new.position] != groups[best.first.position];
+        if new.square < best.first.square {
             if other_group {
                 best.second = Some(best.first);
             }
-            best.first = (position, square);
-        } else if other_group && best.second.is_none_or(|(_, second)| square < second) {
-            best.second = Some((position, square));
+            best.first = new;
+        } else if other_group {
+            best.second = Some(new);
         }
     }
 }
 
-fn block(
-    queries: &FeatureSet,
+fn block<Q: Queries>(
+    queries: &Q,
     start: usize,
     references: &FeatureSet,
     squares: &[f64],
     groups: &[usize],
-) -> Vec<Neighbour> {
+) -> Vec<(Neighbour, usize)> {
     let end = (start + QUERIES).min(queries.len());
-    let left = queries.matrix(start, end);
+    let views: Vec<View> = (0..queries.views()).map(|view| View::of(queries, start, end, view)).collect();
     let mut best: Vec<Option<Best>> = vec![None; end - start];
     for from in (0..references.len()).step_by(REFERENCES) {
         let to = (from + REFERENCES).min(references.len());
-        let dots = product(references.matrix(from, to).as_ref(), left.transpose());
-        for (i, best) in best.iter_mut().enumerate() {
-            // |q - r|^2 less |q|^2, which is the same for all references.
-            for (j, dot) in dots.col(i).iter().enumerate() {
-                Best::offer(best, from + j, squares[from + j] - 2.0 * dot, groups);
+        let right = references.matrix(from, to);
+        for (view, View { rows, squares: own }) in views.iter().enumerate() {
+            let dots = product(right.as_ref(), rows.transpose());
+            for (i, best) in best.iter_mut().enumerate() {
+                for (j, dot) in dots.col(i).iter().enumerate() {
+                    // |q - r|^2
+                    let square = own[i] + squares[from + j] - 2.0 * dot;
+                    Best::offer(best, Candidate { position: from + j, view, square }, groups);
+                }
             }
         }
     }
     let finish = |(i, best): (usize, Option<Best>)| {
-        best.map(|best| neighbour(queries.row(start + i), best, references))
+        best.map(|best| (neighbour(queries, start + i, best, references), best.first.view))
     };
     best.into_iter().enumerate().filter_map(finish).collect()
 }
 
-fn neighbour(query: &[f32], best: Best, references: &FeatureSet) -> Neighbour {
-    let exact = |position: usize| {
-        let pairs = query.iter().zip(references.row(position));
+/// One view of a block of queries, and the squared length of each row.
+struct View {
+    rows: Mat<f64>,
+    squares: Vec<f64>,
+}
+
+impl View {
+    fn of<Q: Queries>(queries: &Q, start: usize, end: usize, view: usize) -> Self {
+        let width = queries.width();
+        let mut values = vec![0.0; (end - start) * width];
+        for (i, row) in values.chunks_exact_mut(width).enumerate() {
+            queries.write(start + i, view, row);
+        }
+        Self {
+            squares: values.chunks_exact(width).map(square).collect(),
+            rows: Mat::from_fn(end - start, width, |i, j| f64::from(values[i * width + j])),
+        }
+    }
+}
+
+fn neighbour<Q: Queries>(queries: &Q, index: usize, best: Best, references: &FeatureSet) -> Neighbour {
+    let mut row = vec![0.0; queries.width()];
+    let mut exact = |candidate: Candidate| {
+        queries.write(index, candidate.view, &mut row);
+        let pairs = row.iter().zip(references.row(candidate.position));
         pairs.map(|(q, r)| (f64::from(*q) - f64::from(*r)).powi(2)).sum::<f64>().sqrt()
     };
-    let distance = exact(best.first.0);
-    let second = best.second.map(|(position, _)| position);
-    let second_distance = second.map(exact);
+    let distance = exact(best.first);
+    let second_distance = best.second.map(&mut exact);
+    let second = best.second.map(|second| second.position);
     let ratio = second_distance.map(|s| if s > 0.0 { (distance / s).min(1.0) } else { 1.0 });
-    Neighbour { nearest: best.first.0, distance, second, second_distance, ratio }
+    Neighbour { nearest: best.first.position, distance, second, second_distance, ratio }
 }
 
 fn square(row: &[f32]) -> f64 {
@@ -196,6 +231,7 @@ fn square(row: &[f32]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::MetricsError;
     use crate::testing::random_set;
 
     fn naive(query: &[f32], references: &FeatureSet) -> Vec<(usize, f64)> {
@@ -236,10 +272,6 @@ mod tests {
         assert_eq!(grouped.nearest, 17);
         assert_ne!(grouped.second, Some(50));
         assert!(grouped.ratio.unwrap() < 0.001, "{grouped:?}");
-        let held_out = nearest_neighbours(&random_set("held", 100, 30, 1.0), &train, Some(&groups)).unwrap();
-        let threshold = distance_threshold(&held_out, 0.01).unwrap();
-        assert!(grouped.distance < threshold);
-        assert!(held_out.iter().filter(|n| n.distance < threshold).count() <= 1);
     }
 
     #[test]
@@ -260,11 +292,5 @@ mod tests {
             nearest_neighbours(&a, &a.select(&[]), None),
             Err(MetricsError::TooFewSamples { .. })
         ));
-        assert!(distance_threshold(&[], 0.01).is_err());
-        let table = audit((&a, &b), (&a, &b), None).unwrap();
-        assert!(
-            table.iter().enumerate().all(|(i, row)| row.pixels.nearest == i && row.features.nearest == i)
-        );
-        assert!(distance_threshold(&[table[0].pixels.clone()], 1.5).is_err());
     }
 }
