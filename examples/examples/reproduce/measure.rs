@@ -10,7 +10,7 @@ use cxr::metrics::memorization::{
     AuditConfig, AuditReport, AuditSide, Calibration, Evidence, MemorizationAudit, PromptSummary, write_png,
 };
 use cxr::metrics::small::SmallExtractor;
-use cxr::metrics::{Card, Evaluation, Extraction, FeatureExtractor, ImageSize, Picture};
+use cxr::metrics::{Card, Evaluation, Extraction, FeatureExtractor, ImageSize, ImageSource, Picture};
 use cxr_examples::demo::pictures::metric_picture;
 use cxr_examples::demo::thumbnails::Thumbnails;
 use cxr_examples::progress::Counting;
@@ -121,9 +121,9 @@ fn copies<B: DiffusionBackend>(
     args: &Args,
     data: &Thumbnails,
     extractor: &SmallExtractor<B>,
-    (made, pictures): (&Vec<Picture>, &Pictures),
-    train: &Vec<Picture>,
-    held_out: &Vec<Picture>,
+    (made, pictures): (&dyn ImageSource, &Pictures),
+    train: &dyn ImageSource,
+    held_out: &dyn ImageSource,
     progress: &dyn Progress,
 ) -> Result<Copies> {
     let config = AuditConfig::default();
