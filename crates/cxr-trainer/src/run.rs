@@ -140,6 +140,7 @@ impl<'a, B: AutodiffBackend, O: Objective<B>> Training<'a, B, O> {
         let mut run = Run::<B, O>::start(model, objective, config, folder, ranks)?;
         let mut books = writes.then(|| self.open_books(run.state.step)).transpose()?;
         progress.begin("training", Some(config.steps));
+        let (first, begun) = (run.state.step, Instant::now());
         let mut stopped = false;
         while run.state.step < config.steps {
             let step = run.step()?;
@@ -149,7 +150,8 @@ impl<'a, B: AutodiffBackend, O: Objective<B>> Training<'a, B, O> {
                 books.note(step.samples, step.line, last)?;
             }
             let loss = run.state.smoothed_loss.unwrap_or(f64::NAN);
-            let flow = progress.advance(done, &format!("loss {loss:.4}"));
+            let rate = (done - first) as f64 / begun.elapsed().as_secs_f64().max(1e-9);
+            let flow = progress.advance(done, &format!("loss {loss:.4}, {rate:.2} steps/s"));
             run.asked_to_stop |= flow == ControlFlow::Break(());
             // Several ranks agree on the step: what was asked for is known to all after the next one. After the last
             // step there is nothing left to stop.

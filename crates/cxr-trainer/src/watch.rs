@@ -152,7 +152,7 @@ pub fn plot_loss(
     path: &Path,
 ) -> Result<(), TrainError> {
     let failed = |problem: String| TrainError::Plot { path: path.to_path_buf(), problem };
-    let (Some(first), Some(last)) = (records.first(), records.last()) else {
+    let Some(last) = records.last() else {
         return Err(failed("no steps".to_string()));
     };
     register_font(FONT_NAME, FontStyle::Normal, FONT)
@@ -173,10 +173,7 @@ pub fn plot_loss(
                 .set_label_area_size(LabelAreaPosition::Left, 60)
                 .set_label_area_size(LabelAreaPosition::Bottom, 40)
                 .caption(title, (FONT_NAME, 20))
-                .build_cartesian_2d(
-                    first.step as f64..(last.step as f64).max(first.step as f64 + 1.0),
-                    0.0..top,
-                )?;
+                .build_cartesian_2d(0.0..last.step as f64 * 1.01, 0.0..top)?;
             let label = (FONT_NAME, 14);
             chart
                 .configure_mesh()
@@ -191,15 +188,31 @@ pub fn plot_loss(
             let points = |value: fn(&Record) -> f64| {
                 records.iter().map(move |r| (r.step as f64, value(r).min(top))).collect::<Vec<_>>()
             };
-            chart.draw_series(LineSeries::new(points(|r| r.loss), RGBColor(170, 195, 225)))?;
-            chart.draw_series(LineSeries::new(
-                points(|r| r.smoothed),
-                RGBColor(20, 70, 140).stroke_width(2),
-            ))?;
-            let orange = RGBColor(215, 110, 20);
-            let points = || validations.iter().map(|v| (v.step as f64, v.loss.min(top)));
-            chart.draw_series(LineSeries::new(points(), orange.stroke_width(2)))?;
-            chart.draw_series(points().map(|point| Circle::new(point, 3, orange.filled())))?;
+            let (light, dark, orange) =
+                (RGBColor(170, 195, 225), RGBColor(20, 70, 140), RGBColor(215, 110, 20));
+            let key = |colour: RGBColor| {
+                move |(x, y): (i32, i32)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(2))
+            };
+            chart.draw_series(LineSeries::new(points(|r| r.loss), light))?.label("loss").legend(key(light));
+            chart
+                .draw_series(LineSeries::new(points(|r| r.smoothed), dark.stroke_width(2)))?
+                .label("smoothed")
+                .legend(key(dark));
+            if !validations.is_empty() {
+                let points = || validations.iter().map(|v| (v.step as f64, v.loss.min(top)));
+                chart
+                    .draw_series(LineSeries::new(points(), orange.stroke_width(2)))?
+                    .label("validation")
+                    .legend(key(orange));
+                chart.draw_series(points().map(|point| Circle::new(point, 3, orange.filled())))?;
+            }
+            chart
+                .configure_series_labels()
+                .position(SeriesLabelPosition::UpperRight)
+                .label_font(label)
+                .background_style(WHITE.mix(0.8))
+                .border_style(RGBColor(220, 220, 220))
+                .draw()?;
             root.present()?;
         }
         std::fs::rename(&temporary, path)?;
