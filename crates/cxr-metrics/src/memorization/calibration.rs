@@ -21,7 +21,7 @@ pub enum Evidence {
 }
 
 impl Evidence {
-    /// All kinds, in the order of [`Observed`].
+    /// All kinds, in the order of what is observed of a picture.
     pub const ALL: [Self; 4] =
         [Self::PixelDistance, Self::PixelRatio, Self::FeatureDistance, Self::FeatureRatio];
 
