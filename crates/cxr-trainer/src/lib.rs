@@ -19,6 +19,7 @@
 //! Everything random is drawn from streams named by the seed and the sample's position
 //! (`epoch * N + place in the epoch`), so that a run that was interrupted sees what an uninterrupted one sees.
 
+mod books;
 pub mod checkpoint;
 mod config;
 pub mod distributed;

@@ -1,7 +1,7 @@
 //! The loop.
 
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
 use burn::module::{Module, ParamId};
@@ -14,22 +14,17 @@ use cxr_core::progress::Progress;
 use cxr_dataset::epoch_order;
 use cxr_kernels::nn::parameters;
 
+use crate::books::Books;
 use crate::checkpoint::{self, Best, State};
 use crate::distributed::{Alone, Ranks, expect_same};
 use crate::ema::Ema;
-use crate::memory::peak_memory;
-use crate::watch::{Journal, Record, Validation, plot_loss};
+use crate::watch::Record;
 use crate::{Objective, Sample, TimestepLoss, TrainConfig, TrainError, gradients};
 
 /// Steps whose loss is not finite that a run puts up with.
 const NOT_FINITE_LIMIT: usize = 20;
-/// Steps between two lines of `metrics.jsonl`, as in the paper's Figure 2.
-const STEPS_PER_LINE: u64 = 10;
 /// Weight of the newest loss in the smoothed one.
 const SMOOTHING: f64 = 0.02;
-
-/// Seconds between two drawings of the loss curve.
-const SECONDS_PER_PICTURE: u64 = 20;
 
 /// What a run ends with.
 pub struct Trained<M> {
@@ -138,7 +133,8 @@ impl<'a, B: AutodiffBackend, O: Objective<B>> Training<'a, B, O> {
             checkpoint::clean(folder)?;
         }
         let mut run = Run::<B, O>::start(model, objective, config, folder, ranks)?;
-        let mut books = writes.then(|| self.open_books(run.state.step)).transpose()?;
+        let open = || Books::open(folder, self.title, self.validate.is_some(), run.state.step);
+        let mut books = writes.then(open).transpose()?;
         progress.begin("training", Some(config.steps));
         let (first, begun) = (run.state.step, Instant::now());
         let mut stopped = false;
@@ -194,78 +190,6 @@ impl<'a, B: AutodiffBackend, O: Objective<B>> Training<'a, B, O> {
         ranks.wait();
         let averaged = run.ema.as_ref().map(|ema| ema.apply(run.model.clone()));
         Ok(Trained { model: run.model, averaged, step: run.state.step, stopped, best: run.state.best })
-    }
-
-    /// The files of a run that has done so many steps.
-    fn open_books(&self, step: u64) -> Result<Books<'a>, TrainError> {
-        let journal = |name: &str| self.folder.join(name);
-        Ok(Books {
-            metrics: Journal::open(&journal("metrics.jsonl"), step)?,
-            validations: match &self.validate {
-                Some(_) => Some(Journal::open(&journal("validation.jsonl"), step)?),
-                None => None,
-            },
-            curve: journal("loss.png"),
-            title: self.title,
-            since: Instant::now(),
-            samples: 0,
-            drawn: Instant::now(),
-        })
-    }
-}
-
-/// The files in which a run can be watched.
-struct Books<'a> {
-    metrics: Journal<Record>,
-    validations: Option<Journal<Validation>>,
-    curve: PathBuf,
-    title: &'a str,
-    /// Since the last line.
-    since: Instant,
-    /// Samples since then.
-    samples: usize,
-    drawn: Instant,
-}
-
-impl Books<'_> {
-    /// Takes in a step; every tenth gets a line.
-    fn note(&mut self, samples: usize, line: Option<Record>, last: bool) -> Result<(), TrainError> {
-        self.samples += samples;
-        let Some(line) = line.filter(|line| line.step.is_multiple_of(STEPS_PER_LINE) || last) else {
-            return Ok(());
-        };
-        let samples_per_second = self.samples as f64 / self.since.elapsed().as_secs_f64().max(1e-9);
-        (self.since, self.samples) = (Instant::now(), 0);
-        self.metrics.append(Record { samples_per_second, peak_memory: peak_memory(), ..line })?;
-        if self.drawn.elapsed().as_secs() >= SECONDS_PER_PICTURE {
-            self.draw();
-        }
-        Ok(())
-    }
-
-    /// Takes in a validation; whether it is the best so far.
-    fn validate(&mut self, state: &mut State, bins: Vec<TimestepLoss>) -> Result<bool, TrainError> {
-        let (step, loss) = (state.step, bins.iter().map(|bin| bin.loss).sum::<f64>() / bins.len() as f64);
-        let improved = loss.is_finite() && state.best.is_none_or(|best| loss < best.loss);
-        if improved {
-            state.best = Some(Best { step, loss });
-        }
-        if let Some(validations) = &mut self.validations {
-            validations.append(Validation { step, loss, bins })?;
-        }
-        Ok(improved)
-    }
-
-    /// Draws the loss curve. A run does not end because a picture of it cannot be drawn.
-    fn draw(&mut self) {
-        self.drawn = Instant::now();
-        let validations = self.validations.as_ref().map_or(&[][..], Journal::lines);
-        if self.metrics.lines().is_empty() {
-            return;
-        }
-        if let Err(problem) = plot_loss(self.metrics.lines(), validations, self.title, &self.curve) {
-            log::warn!("{problem}");
-        }
     }
 }
 
