@@ -53,7 +53,7 @@ pub struct Best {
 impl Best {
     /// Its checkpoint in the folder of its run.
     pub fn checkpoint(&self, folder: &Path) -> PathBuf {
-        folder.join(format!("checkpoint-{}", self.step))
+        path(folder, self.step)
     }
 }
 
@@ -65,6 +65,14 @@ pub fn load_weights<B: Backend, M: Module<B>>(module: M, checkpoint: &Path) -> R
     let averages = checkpoint.join(EMA);
     let file = if averages.exists() { averages } else { checkpoint.join(PARAMETERS) };
     load_trainable(module, &file)
+}
+
+/// What the names of checkpoints begin with; the step follows.
+const PREFIX: &str = "checkpoint-";
+
+/// The checkpoint of a step in the folder of its run.
+pub fn path(folder: &Path, step: u64) -> PathBuf {
+    folder.join(format!("{PREFIX}{step}"))
 }
 
 /// The checkpoints in a run's folder, oldest first.
@@ -79,7 +87,7 @@ pub fn list(folder: &Path) -> Result<Vec<(u64, PathBuf)>, TrainError> {
     for entry in std::fs::read_dir(folder).map_err(TrainError::file(folder))? {
         let path = entry.map_err(TrainError::file(folder))?.path();
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        if let Some(step) = name.strip_prefix("checkpoint-").and_then(|step| step.parse().ok()) {
+        if let Some(step) = name.strip_prefix(PREFIX).and_then(|step| step.parse().ok()) {
             found.push((step, path));
         }
     }
@@ -153,7 +161,7 @@ pub fn prune(folder: &Path, keep: usize, best: Option<Best>) -> Result<(), Train
     for (step, path) in all.iter().take(all.len().saturating_sub(keep)) {
         if best.is_none_or(|best| best.step != *step) {
             // A process that is killed meanwhile must not leave half a checkpoint under a checkpoint's name.
-            let aside = folder.join(format!("{}checkpoint-{step}", cxr_core::atomic::PREFIX));
+            let aside = folder.join(format!("{}{PREFIX}{step}", cxr_core::atomic::PREFIX));
             std::fs::rename(path, &aside).map_err(TrainError::file(path))?;
             std::fs::remove_dir_all(&aside).map_err(TrainError::file(&aside))?;
         }

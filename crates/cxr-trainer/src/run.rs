@@ -355,7 +355,7 @@ impl<'a, B: AutodiffBackend, O: Objective<B>> Run<'a, B, O> {
     }
 
     fn save(&self, folder: &Path) -> Result<(), TrainError> {
-        let target = folder.join(format!("checkpoint-{}", self.state.step));
+        let target = checkpoint::path(folder, self.state.step);
         if target.exists() {
             return Ok(());
         }

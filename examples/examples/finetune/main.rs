@@ -167,7 +167,7 @@ impl Job for Finetune<'_> {
                 "stopped at step {} of {}, which is kept in {}; the same command goes on from there",
                 trained.step,
                 loop_config.steps,
-                out.join(format!("checkpoint-{}", trained.step)).display()
+                checkpoint::path(out, trained.step).display()
             );
         }
         if !writes {

@@ -77,11 +77,8 @@ impl<B: DiffusionBackend> UNet2dCondition<B> {
         timesteps: Tensor<B, 1>,
         context: &Context<B>,
     ) -> Tensor<B, 4> {
-        assert_eq!(
-            latents.dims()[0],
-            context.rows().unwrap_or(latents.dims()[0]),
-            "rows of latents against context"
-        );
+        let [n, ..] = latents.dims();
+        assert_eq!(n, context.rows().unwrap_or(n), "rows of latents against context");
         let mut flow = self.begin(latents, timesteps);
         let mut context = context.reader();
         for index in 0..self.blocks() {
