@@ -7,7 +7,7 @@ use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
 use burn::module::Module;
-use burn::tensor::{Tensor, TensorData, backend::Backend};
+use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
 use criterion::{Criterion, SamplingMode};
 use cxr::core::hash::stable_hash;
 use cxr::core::random::Stream;
@@ -107,10 +107,20 @@ pub fn timesteps<B: Backend>(device: &B::Device) -> Tensor<B, 1> {
 
 /// Gives every matrix and kernel normal values that keep the size of a signal; norms and biases stay one and zero.
 pub fn fill<B: Backend, M: Module<B>>(module: M) -> M {
+    fill_as(module, DType::F32)
+}
+
+/// [`fill`], in a dtype: biases are zero, and what else is a vector is one.
+pub fn fill_as<B: Backend, M: Module<B>>(module: M, dtype: DType) -> M {
     let table = Stream::new(0, "weights", 0).normals(TABLE);
     let filled = parameters::map_data(module, |path, shape| -> Result<_, Infallible> {
-        if shape.len() < 2 {
+        if shape.len() < 2 && dtype == DType::F32 {
             return Ok(None);
+        }
+        if shape.len() < 2 {
+            let value = if path.ends_with("bias") { 0.0_f32 } else { 1.0 };
+            let values = vec![value; shape.iter().product()];
+            return Ok(Some(TensorData::new(values, shape.to_vec()).convert_dtype(dtype)));
         }
         let fan_in: usize = shape[1..].iter().product();
         let scale = (fan_in as f32).powf(-0.5);
@@ -123,7 +133,7 @@ pub fn fill<B: Backend, M: Module<B>>(module: M) -> M {
             let rest = (count - values.len()).min(TABLE);
             values.extend_from_slice(&scaled[..rest]);
         }
-        Ok(Some(TensorData::new(values, shape.to_vec())))
+        Ok(Some(TensorData::new(values, shape.to_vec()).convert_dtype(dtype)))
     });
     let Ok(filled) = filled;
     filled

@@ -47,6 +47,8 @@ pub use backend::{DiffusionAutodiff, DiffusionBackend};
 #[cfg(feature = "flex")]
 pub use burn_flex::Flex;
 pub use cache::WeightCache;
+#[cfg(feature = "cube")]
+pub use cube::keep_tuning;
 pub use ops::Pool;
 
 /// One thread at a time builds a graph and goes back through it.

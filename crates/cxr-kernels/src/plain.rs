@@ -7,10 +7,16 @@ use crate::Pool;
 use burn::tensor::ops::{ConvOptions, FloatTensor};
 use burn::tensor::{DType, FloatDType, Shape, Slice, TensorMetadata, backend::Backend};
 
-/// Queries handled at once by the default [`attention`]: the scores of one
-/// chunk are `[b, heads, 256, keys]`, 4 MiB per head at the 4096 keys of a 512-pixel picture, where the whole
-/// matrix would be 64 MiB per head.
-const QUERY_CHUNK: usize = 256;
+/// Scores per head that the default [`attention`] makes at once: 4 MiB, 256 queries of the 4096 keys of a 512-pixel
+/// picture, where the whole matrix would be 64 MiB per head. Fewer keys leave room for more queries, and need fewer chunks.
+const SCORES: usize = 256 * 4096;
+
+/// The longest row that is averaged at once. GPUs give a row to one group of threads: the few and long rows of a group
+/// norm are averaged in parts, or most of the device waits.
+const LONG_ROW: usize = 4096;
+
+/// Parts of such a row.
+const PARTS: usize = 64;
 
 /// The default of [`kernel_silu`](crate::DiffusionBackend::kernel_silu).
 pub fn silu<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
@@ -217,7 +223,7 @@ pub fn attention<B: Backend>(
     v: FloatTensor<B>,
     causal: bool,
 ) -> FloatTensor<B> {
-    let chunks = query_chunks(q.shape()[2])
+    let chunks = query_chunks(q.shape()[2], k.shape()[2])
         .map(|(start, end)| {
             let weights = chunk_weights::<B>(queries::<B>(&q, start, end), k.clone(), causal, start);
             B::float_matmul(from_f32::<B>(weights, v.dtype()), v.clone())
@@ -239,7 +245,7 @@ pub fn attention_backward<B: Backend>(
     let (q, k, v, grad) = (to_f32::<B>(q), to_f32::<B>(k), to_f32::<B>(v), to_f32::<B>(grad));
     let mut to_q = Vec::new();
     let mut to_kv: Option<(FloatTensor<B>, FloatTensor<B>)> = None;
-    for (start, end) in query_chunks(q.shape()[2]) {
+    for (start, end) in query_chunks(q.shape()[2], k.shape()[2]) {
         let q = queries::<B>(&q, start, end);
         let grad = queries::<B>(&grad, start, end);
         let weights = chunk_weights::<B>(q.clone(), k.clone(), causal, start);
@@ -343,11 +349,26 @@ fn rows<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
 
 /// Zero mean and unit (biased) variance along `dim`; also the inverse deviation, with `dim` of size one.
 fn normalize<B: Backend>(x: FloatTensor<B>, dim: usize, eps: f64) -> (FloatTensor<B>, FloatTensor<B>) {
-    let mean = B::float_mean_dim(x.clone(), dim);
+    let mean = mean_dim::<B>(x.clone(), dim);
     let centred = B::float_sub(x, mean);
-    let variance = B::float_mean_dim(B::float_mul(centred.clone(), centred.clone()), dim);
+    let variance = mean_dim::<B>(B::float_mul(centred.clone(), centred.clone()), dim);
     let inverse = B::float_recip(B::float_sqrt(B::float_add_scalar(variance, eps.into())));
     (B::float_mul(centred, inverse.clone()), inverse)
+}
+
+/// The mean along `dim`, which becomes one; of long rows in parts, where the parts are equal.
+fn mean_dim<B: Backend>(x: FloatTensor<B>, dim: usize) -> FloatTensor<B> {
+    let shape = x.shape();
+    let length = shape[dim];
+    if length <= LONG_ROW || !length.is_multiple_of(PARTS) || dim + 1 != shape.num_dims() {
+        return B::float_mean_dim(x, dim);
+    }
+    let rows = shape.num_elements() / length;
+    let parts = B::float_mean_dim(B::float_reshape(x, Shape::new([rows * PARTS, length / PARTS])), 1);
+    let mean = B::float_mean_dim(B::float_reshape(parts, Shape::new([rows, PARTS])), 1);
+    let mut reduced = shape;
+    reduced[dim] = 1;
+    B::float_reshape(mean, reduced)
 }
 
 /// [`normalize`] over the groups of `[n, c, ...]`: `[n, groups, rest]` and `[n, groups, 1]`.
@@ -369,14 +390,15 @@ fn normalize_backward<B: Backend>(
     grad: FloatTensor<B>,
     dim: usize,
 ) -> FloatTensor<B> {
-    let mean = B::float_mean_dim(grad.clone(), dim);
-    let along = B::float_mean_dim(B::float_mul(grad.clone(), normal.clone()), dim);
+    let mean = mean_dim::<B>(grad.clone(), dim);
+    let along = mean_dim::<B>(B::float_mul(grad.clone(), normal.clone()), dim);
     let centred = B::float_sub(B::float_sub(grad, mean), B::float_mul(normal, along));
     B::float_mul(centred, inverse)
 }
 
-fn query_chunks(queries: usize) -> impl Iterator<Item = (usize, usize)> {
-    (0..queries).step_by(QUERY_CHUNK).map(move |start| (start, (start + QUERY_CHUNK).min(queries)))
+fn query_chunks(queries: usize, keys: usize) -> impl Iterator<Item = (usize, usize)> {
+    let chunk = (SCORES / keys.max(1)).max(1);
+    (0..queries).step_by(chunk).map(move |start| (start, (start + chunk).min(queries)))
 }
 
 /// Queries `start..end` of `[b, heads, n, d]`.

@@ -234,6 +234,25 @@ fn cuda_devices() -> Result<usize, String> {
     CudaContext::device_count().map(|n| n.max(0) as usize).map_err(|e| e.to_string())
 }
 
+/// Where burn keeps what it finds out about a CUDA device: a folder of this card and driver in the user's cache. `None`
+/// where the system names no such place.
+#[cfg(feature = "cuda")]
+fn tuning_folder(index: usize) -> Option<std::path::PathBuf> {
+    use std::path::PathBuf;
+    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let caches = set("XDG_CACHE_HOME")
+        .or_else(|| set("LOCALAPPDATA"))
+        .or_else(|| set("HOME").map(|home| home.join(".cache")))?;
+    let index = i32::try_from(index).ok()?;
+    let name =
+        cudarc::driver::result::device::get_name(cudarc::driver::result::device::get(index).ok()?).ok()?;
+    let mut version = 0;
+    // SAFETY: the driver writes one number where it is told to.
+    unsafe { cudarc::driver::sys::cuDriverGetVersion(&raw mut version) }.result().ok()?;
+    let name: String = name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
+    Some(caches.join("cxr").join(format!("{name}-cuda-{version}")))
+}
+
 #[cfg(feature = "cuda")]
 fn cuda<P: Program>(device: DeviceSpec, index: usize, program: P) -> Result<P::Output, DeviceError> {
     type B = burn::backend::Autodiff<burn::backend::Cuda<f32, i32>>;
@@ -241,6 +260,9 @@ fn cuda<P: Program>(device: DeviceSpec, index: usize, program: P) -> Result<P::O
     let count = cuda_devices().map_err(not_there)?;
     if index >= count {
         return Err(not_there(format!("there are {count} CUDA devices")));
+    }
+    if let Some(folder) = tuning_folder(index) {
+        cxr_kernels::keep_tuning(&folder);
     }
     Ok(program.run::<B>(burn::backend::cuda::CudaDevice::new(index), &device.to_string()))
 }

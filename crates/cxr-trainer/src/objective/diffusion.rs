@@ -9,6 +9,7 @@ use cxr_kernels::{DiffusionAutodiff, DiffusionBackend};
 use cxr_ldm::scheduler::{NoiseSchedule, PredictionType};
 use cxr_ldm::unet::{Context, UNet2dCondition};
 use cxr_lora::DropoutStep;
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::{Objective, Sample, blocks, loss_and_gradients};
@@ -383,12 +384,12 @@ impl<B: DiffusionAutodiff, M: Denoise<B> + AutodiffModule<B>> Objective<B> for D
     }
 
     fn loss(&self, model: &M, samples: &[Sample], seed: u64) -> Tensor<B, 1> {
-        let drawn: Vec<_> = samples.iter().map(|sample| self.draw(*sample, seed)).collect();
+        let drawn: Vec<_> = samples.par_iter().map(|sample| self.draw(*sample, seed)).collect();
         self.loss_of(model, &drawn)
     }
 
     fn gradients(&self, model: &M, samples: &[Sample], seed: u64) -> (f64, GradientsParams) {
-        let drawn: Vec<_> = samples.iter().map(|sample| self.draw(*sample, seed)).collect();
+        let drawn: Vec<_> = samples.par_iter().map(|sample| self.draw(*sample, seed)).collect();
         self.gradients_of(model, &drawn)
     }
 }

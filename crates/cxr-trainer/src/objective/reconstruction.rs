@@ -5,6 +5,7 @@ use burn::tensor::{Tensor, TensorData};
 use cxr_core::random::Stream;
 use cxr_kernels::DiffusionAutodiff;
 use cxr_ldm::vae::AutoencoderKl;
+use rayon::prelude::*;
 
 use super::{Objective, Sample};
 
@@ -55,14 +56,18 @@ impl<B: DiffusionAutodiff, I: ReconstructionImages> Objective<B> for Reconstruct
     fn loss(&self, model: &Self::Model, samples: &[Sample], seed: u64) -> Tensor<B, 1> {
         let [c, h, w] = self.images.shape();
         let n = samples.len();
-        let values = samples.iter().flat_map(|s| self.images.pixels(*s, seed)).collect::<Vec<_>>();
+        // Side by side: a batch for a GPU would otherwise take longer to make than to learn from.
+        let images = &self.images;
+        let values: Vec<Vec<f32>> = samples.par_iter().map(|s| images.pixels(*s, seed)).collect();
+        let values = values.concat();
         let pixels = Tensor::<B, 4>::from_data(TensorData::new(values, [n, c, h, w]), &self.device);
         let moments = model.encode(pixels.clone());
         let [_, lc, lh, lw] = moments.mean.dims();
-        let noise = samples
-            .iter()
-            .flat_map(|s| Stream::new(seed, "posterior", s.position).normals(lc * lh * lw))
-            .collect::<Vec<_>>();
+        let noise: Vec<Vec<f32>> = samples
+            .par_iter()
+            .map(|s| Stream::new(seed, "posterior", s.position).normals(lc * lh * lw))
+            .collect();
+        let noise = noise.concat();
         let noise = Tensor::<B, 4>::from_data(TensorData::new(noise, [n, lc, lh, lw]), &self.device);
         let (mean, logvar) = (moments.mean, moments.logvar);
         let latents = mean.clone().add(logvar.clone().mul_scalar(0.5).exp().mul(noise));
