@@ -100,8 +100,8 @@ pub(super) unsafe fn transpose_tile(from: *const f32, from_step: usize, out: *mu
         for (i, line) in tile.iter_mut().enumerate() {
             *line = from.add(i * from_step).cast::<[f32; TILE]>().read();
         }
-        for j in 0..TILE {
-            let line: [f32; TILE] = std::array::from_fn(|i| tile[i][j]);
+        let turned: [[f32; TILE]; TILE] = std::array::from_fn(|j| std::array::from_fn(|i| tile[i][j]));
+        for (j, line) in turned.into_iter().enumerate() {
             out.add(j * out_step).cast::<[f32; TILE]>().write(line);
         }
     }
