@@ -6,8 +6,9 @@
 //! anew in every call: by blocks that stay in the cache this takes a small part of the products' time, where a packed
 //! copy, four times the weights, would have to be read from memory.
 //!
-//! The error is about 4e-6 of the largest output: the transforms take differences of numbers that they have
-//! multiplied, and lose two bits. Every sum is taken in an order that depends on the layer alone.
+//! The norm of the error is below 4e-6 of the result's, at any number of channels: the transforms take differences of
+//! numbers that they have multiplied, and lose two or three bits. Sums over many channels would add to that, so they are
+//! taken by blocks of [`DEPTH`], each from zero. Their order depends on the layer alone.
 
 mod inputs;
 mod product;
@@ -182,15 +183,28 @@ impl Scratch {
                     &self.weights
                 }
             };
-            let depth = kernels.depth(depth_block);
+            let (depth, panels) = (kernels.depth(depth_block), count.div_ceil(PANEL));
             for (position, weights) in weights.chunks_exact(STEP).enumerate() {
-                for i in 0..count.div_ceil(PANEL) {
+                for i in 0..panels {
                     let sums = &mut self.sums[position * SUMS + i * PANEL * LANES..][..PANEL * LANES];
                     let from = tiles.at(panel + i, position, depth_block * DEPTH, depth);
+                    let next = match (i + 1 < panels, position + 1 < POSITIONS) {
+                        (true, _) => tiles.at(panel + i + 1, position, depth_block * DEPTH, depth),
+                        (false, true) => tiles.at(panel, position + 1, depth_block * DEPTH, depth),
+                        (false, false) => from,
+                    };
                     let fresh = depth_block == 0;
                     // SAFETY: the three slices have the sizes of the product's operands.
                     unsafe {
-                        product::product(vectors, weights.as_ptr(), from, sums.as_mut_ptr(), depth, fresh)
+                        product::product(
+                            vectors,
+                            weights.as_ptr(),
+                            from,
+                            next,
+                            sums.as_mut_ptr(),
+                            depth,
+                            fresh,
+                        )
                     };
                 }
             }

@@ -2,7 +2,8 @@
 //! registers.
 //!
 //! Both operands lie as they are read, so nothing is packed. Every element is the sum over the input channels in
-//! their order, whatever the vectors, so it does not depend on where in a panel a tile lies.
+//! their order, whatever the vectors, so it does not depend on where in a panel a tile lies. Each sum starts at zero, and
+//! is added to those before it at the end: over thousands of channels this loses fewer digits than going on.
 
 use super::super::fast_math::{Vectors, mul_add};
 
@@ -13,6 +14,8 @@ pub(super) const PANEL: usize = 8;
 
 /// `sums[tile][lane] += sum over depth of weights[depth][lane] * tiles[depth][tile]`; with `fresh`, `=`.
 ///
+/// `next` are the tiles of the product that comes after, which are called into the cache meanwhile; any address will do.
+///
 /// # Safety
 /// `vectors` must be of this processor; `weights` must hold `[depth, LANES]`, `tiles` `[depth, PANEL]`, and `sums` be
 /// valid for reads (unless `fresh`) and writes of `[PANEL, LANES]`, with nothing else using them.
@@ -21,6 +24,7 @@ pub(super) unsafe fn product(
     vectors: Vectors,
     weights: *const f32,
     tiles: *const f32,
+    next: *const f32,
     sums: *mut f32,
     depth: usize,
     fresh: bool,
@@ -29,9 +33,9 @@ pub(super) unsafe fn product(
     unsafe {
         match vectors {
             #[cfg(target_arch = "x86_64")]
-            Vectors::Avx512 => x86::avx512(weights, tiles, sums, depth, fresh),
+            Vectors::Avx512 => x86::avx512(weights, tiles, next, sums, depth, fresh),
             #[cfg(target_arch = "x86_64")]
-            Vectors::Avx2 => x86::avx2(weights, tiles, sums, depth, fresh),
+            Vectors::Avx2 => x86::avx2(weights, tiles, next, sums, depth, fresh),
             _ => portable(weights, tiles, sums, depth, fresh),
         }
     }
@@ -49,11 +53,6 @@ unsafe fn portable(weights: *const f32, tiles: *const f32, sums: *mut f32, depth
             let mut sum = [[0.0_f32; FEW[0]]; FEW[1]];
             // SAFETY: all of it lies in the three matrices.
             unsafe {
-                if !fresh {
-                    for (i, sum) in sum.iter_mut().enumerate() {
-                        *sum = sums.add((tile + i) * LANES + lane).cast::<[f32; FEW[0]]>().read();
-                    }
-                }
                 for d in 0..depth {
                     let w = weights.add(d * LANES + lane).cast::<[f32; FEW[0]]>().read();
                     let t = tiles.add(d * PANEL + tile).cast::<[f32; FEW[1]]>().read();
@@ -64,7 +63,9 @@ unsafe fn portable(weights: *const f32, tiles: *const f32, sums: *mut f32, depth
                     }
                 }
                 for (i, sum) in sum.into_iter().enumerate() {
-                    sums.add((tile + i) * LANES + lane).cast::<[f32; FEW[0]]>().write(sum);
+                    let place = sums.add((tile + i) * LANES + lane).cast::<[f32; FEW[0]]>();
+                    let before = if fresh { [0.0; FEW[0]] } else { place.read() };
+                    place.write(std::array::from_fn(|j| sum[j] + before[j]));
                 }
             }
         }
@@ -85,6 +86,7 @@ mod x86 {
     pub(super) unsafe fn avx512(
         weights: *const f32,
         tiles: *const f32,
+        next: *const f32,
         sums: *mut f32,
         depth: usize,
         fresh: bool,
@@ -92,12 +94,8 @@ mod x86 {
         let mut sum = [[_mm512_setzero_ps(); 2]; PANEL];
         // SAFETY: all of it lies in the three matrices.
         unsafe {
-            if !fresh {
-                for (i, sum) in sum.iter_mut().enumerate() {
-                    *sum = [0, 16].map(|j| _mm512_loadu_ps(sums.add(i * LANES + j)));
-                }
-            }
             for d in 0..depth {
+                _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(d * PANEL).cast());
                 let w = [0, 16].map(|j| _mm512_loadu_ps(weights.add(d * LANES + j)));
                 for (i, sum) in sum.iter_mut().enumerate() {
                     let tile = _mm512_set1_ps(*tiles.add(d * PANEL + i));
@@ -105,7 +103,11 @@ mod x86 {
                     sum[1] = _mm512_fmadd_ps(w[1], tile, sum[1]);
                 }
             }
-            for (i, sum) in sum.into_iter().enumerate() {
+            for (i, mut sum) in sum.into_iter().enumerate() {
+                if !fresh {
+                    sum[0] = _mm512_add_ps(sum[0], _mm512_loadu_ps(sums.add(i * LANES)));
+                    sum[1] = _mm512_add_ps(sum[1], _mm512_loadu_ps(sums.add(i * LANES + 16)));
+                }
                 _mm512_storeu_ps(sums.add(i * LANES), sum[0]);
                 _mm512_storeu_ps(sums.add(i * LANES + 16), sum[1]);
             }
@@ -120,6 +122,7 @@ mod x86 {
     pub(super) unsafe fn avx2(
         weights: *const f32,
         tiles: *const f32,
+        next: *const f32,
         sums: *mut f32,
         depth: usize,
         fresh: bool,
@@ -130,12 +133,8 @@ mod x86 {
                 // SAFETY: all of it lies in the three matrices.
                 unsafe {
                     let sums = sums.add(tile * LANES + lane);
-                    if !fresh {
-                        for (i, sum) in sum.iter_mut().enumerate() {
-                            *sum = [0, 8].map(|j| _mm256_loadu_ps(sums.add(i * LANES + j)));
-                        }
-                    }
                     for d in 0..depth {
+                        _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(d * PANEL).cast());
                         let w = [0, 8].map(|j| _mm256_loadu_ps(weights.add(d * LANES + lane + j)));
                         for (i, sum) in sum.iter_mut().enumerate() {
                             let tile = _mm256_set1_ps(*tiles.add(d * PANEL + tile + i));
@@ -143,7 +142,11 @@ mod x86 {
                             sum[1] = _mm256_fmadd_ps(w[1], tile, sum[1]);
                         }
                     }
-                    for (i, sum) in sum.into_iter().enumerate() {
+                    for (i, mut sum) in sum.into_iter().enumerate() {
+                        if !fresh {
+                            sum[0] = _mm256_add_ps(sum[0], _mm256_loadu_ps(sums.add(i * LANES)));
+                            sum[1] = _mm256_add_ps(sum[1], _mm256_loadu_ps(sums.add(i * LANES + 8)));
+                        }
                         _mm256_storeu_ps(sums.add(i * LANES), sum[0]);
                         _mm256_storeu_ps(sums.add(i * LANES + 8), sum[1]);
                     }

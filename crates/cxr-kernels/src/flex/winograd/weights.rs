@@ -5,8 +5,8 @@ use super::super::layout::{TILE, transpose_tile};
 use super::product::LANES;
 use super::transform::{Lanes, POSITIONS, TAPS, Weights};
 
-/// Input channels of a block: with 32 output channels 0.3 MiB, for the second-level cache.
-pub(super) const DEPTH: usize = 64;
+/// Input channels of a block: with 32 output channels 0.6 MiB, for the second-level cache.
+pub(super) const DEPTH: usize = 128;
 /// From one position of a block to the next; the odd cache line keeps positions apart in the cache.
 pub(super) const STEP: usize = DEPTH * LANES + TILE;
 /// Elements of a block.
