@@ -2,7 +2,7 @@
 //! (im2col), and multiplied there; forward, and both gradients.
 //!
 //! For layers whose weights stay in the cache too. Above [`WEIGHT_LIMIT`] every tile would read all the weights
-//! from memory again: forward, [`conv_large`](super::conv_large) then takes larger tiles, and backward burn's own
+//! from memory again, and [`conv_large`](super::conv_large) takes larger tiles; for the gradient of the weights burn's own
 //! convolution is the better one. The choice looks at the layer alone.
 
 use burn::tensor::{DType, Shape, TensorMetadata};
@@ -107,7 +107,7 @@ impl Geometry {
     }
 
     /// The output columns whose input column lies in the image, for kernel column `kx`.
-    fn inside(&self, kx: usize) -> std::ops::Range<usize> {
+    pub(super) fn inside(&self, kx: usize) -> std::ops::Range<usize> {
         let (w, out_w) = (self.input[2], self.output[2]);
         let start = self.padding.saturating_sub(kx).div_ceil(self.stride).min(out_w);
         let end = (w + self.padding).saturating_sub(kx).div_ceil(self.stride).clamp(start, out_w);

@@ -2,7 +2,8 @@
 //! once for all of them, as they lie.
 //!
 //! burn's own copies all weights into another order in every call, on one core: 118 MB for Stable Diffusion's largest
-//! layer. Here nothing is copied but pixels.
+//! layer. Here nothing is copied but pixels. The gradient of the input is the same the other way round: a product with
+//! the weights as they lie, turned, and its columns folded back onto the image.
 
 use burn::tensor::Shape;
 use burn::tensor::TensorMetadata;
@@ -21,6 +22,9 @@ const MOST_COLUMNS: usize = 1024;
 const FEWEST_COLUMNS: usize = 64;
 /// Output channels of one task. Fixed, so that the result does not depend on the number of threads.
 const ROWS: usize = 160;
+
+/// Input channels of one task of the gradient. Fixed, as above.
+const CHANNELS: usize = 16;
 
 /// Rows of one image.
 #[derive(Clone, Copy, Debug)]
@@ -78,6 +82,77 @@ pub(super) fn forward(
         });
     }
     tensor(out, Shape::new([geometry.batch, channels, height, width]))
+}
+
+/// Gradient with respect to the input, whose shape is `x_shape`.
+pub(super) fn x_backward(
+    x_shape: &Shape,
+    weight: FlexTensor,
+    grad: FlexTensor,
+    stride: usize,
+    padding: usize,
+) -> FlexTensor {
+    let (weight, grad) = (contiguous(weight), contiguous(grad));
+    let geometry = Geometry::new(x_shape, &weight.shape(), stride, padding);
+    let (weight, grad) = (slice(&weight), slice(&grad));
+    let ([c, h, w], [channels, height, width]) = (geometry.input, geometry.output);
+    let (taps, plane) = (geometry.kernel[0] * geometry.kernel[1], height * width);
+    let mut out = vec![0.0_f32; geometry.batch * geometry.input_len()];
+    let target = Shared::new(&mut out);
+    let mut joined = Vec::new();
+    for segments in tiles(&geometry) {
+        let columns = segments.iter().map(|segment| segment.rows * width).sum::<usize>();
+        joined.resize(channels * columns, 0.0);
+        joined.par_chunks_mut(columns.max(1)).enumerate().for_each(|(channel, line)| {
+            for segment in &segments {
+                let first = segment.image * geometry.output_len() + channel * plane + segment.row * width;
+                let pixels = segment.rows * width;
+                line[segment.column..segment.column + pixels].copy_from_slice(&grad[first..first + pixels]);
+            }
+        });
+        let tasks: Vec<usize> = (0..c).step_by(CHANNELS).collect();
+        tasks.into_par_iter().for_each_init(Vec::new, |unfolded, first| {
+            let count = CHANNELS.min(c - first);
+            let rows = count * taps;
+            unfolded.resize(rows * columns, 0.0);
+            let lhs = Matrix::rows(&weight[first * taps..], c * taps).transposed();
+            // SAFETY: `unfolded` is this task's and holds `[rows, columns]`; the operands have `[rows, channels]` and
+            // `[channels, columns]` elements.
+            unsafe {
+                let sizes = [rows, columns, channels];
+                product(sizes, lhs, Matrix::rows(&joined, columns), unfolded.as_mut_ptr(), columns, false);
+            }
+            for (lines, channel) in unfolded.chunks_exact(taps * columns).zip(first..) {
+                for segment in &segments {
+                    let place = segment.image * geometry.input_len() + channel * h * w;
+                    // SAFETY: this channel of this image lies in `out`, and no other task has it.
+                    let place = unsafe { std::slice::from_raw_parts_mut(target.at(place), h * w) };
+                    fold(&geometry, lines, columns, segment, place);
+                }
+            }
+        });
+    }
+    tensor(out, x_shape.clone())
+}
+
+/// Adds a segment's columns of one channel, `lines` `[taps, columns]`, onto that channel of its image.
+fn fold(geometry: &Geometry, lines: &[f32], columns: usize, segment: &Segment, image: &mut [f32]) {
+    let ([_, h, w], [_, _, width]) = (geometry.input, geometry.output);
+    for (tap, line) in lines.chunks_exact(columns).enumerate() {
+        let (ky, kx) = (tap / geometry.kernel[1], tap % geometry.kernel[1]);
+        let inside = geometry.inside(kx);
+        if inside.is_empty() {
+            continue;
+        }
+        let first = inside.start * geometry.stride + kx - geometry.padding;
+        let places = line[segment.column..].chunks_exact(width);
+        for (y, from) in (segment.row..segment.row + segment.rows).zip(places) {
+            let row = (y * geometry.stride + ky).checked_sub(geometry.padding).filter(|row| *row < h);
+            let Some(row) = row else { continue };
+            let to = image[row * w + first..(row + 1) * w].iter_mut().step_by(geometry.stride);
+            to.zip(&from[inside.clone()]).for_each(|(to, from)| *to += from);
+        }
+    }
 }
 
 /// What is unfolded at a time: rows of one image, or several small images.

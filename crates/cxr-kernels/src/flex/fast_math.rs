@@ -14,38 +14,78 @@ pub(super) trait Kernel {
     fn run<const FMA: bool>(self) -> Self::Output;
 }
 
+/// The vector instructions that a kernel is compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Vectors {
+    /// 512 bits, x86-64 alone.
+    Avx512,
+    /// 256 bits with multiply-add, x86-64 alone.
+    Avx2,
+    /// What the target has without asking.
+    Portable,
+}
+
+impl Vectors {
+    /// The widest of this processor: a choice that depends on it alone, so that results repeat.
+    pub(super) fn widest() -> Self {
+        let widest = [Self::Avx512, Self::Avx2].into_iter().find(|vectors| vectors.are_here());
+        widest.unwrap_or(Self::Portable)
+    }
+
+    /// Whether this processor has them.
+    pub(super) fn are_here(self) -> bool {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => {
+                Self::Avx2.are_here()
+                    && is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vl")
+            }
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            #[cfg(not(target_arch = "x86_64"))]
+            Self::Avx512 | Self::Avx2 => false,
+            Self::Portable => true,
+        }
+    }
+
+    /// Runs `kernel`, compiled for these vectors.
+    ///
+    /// # Safety
+    /// They must be [here](Self::are_here).
+    pub(super) unsafe fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        match self {
+            // SAFETY: the processor has these features, says the caller.
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => unsafe { avx512(kernel) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => unsafe { avx2(kernel) },
+            _ => kernel.run::<{ cfg!(any(target_arch = "aarch64", target_feature = "fma")) }>(),
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512dq,avx512vl,avx2,fma")]
+fn avx512<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run::<true>()
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+fn avx2<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run::<true>()
+}
+
 /// Runs `kernel` with the widest vectors of this processor.
 ///
 /// The choice depends on the processor alone, so that results repeat; every element is computed by the same
 /// operations wherever it lies in a vector.
 pub(super) fn dispatch<K: Kernel>(kernel: K) -> K::Output {
-    #[cfg(target_arch = "x86_64")]
-    {
-        #[target_feature(enable = "avx512f,avx512dq,avx512vl,avx2,fma")]
-        fn avx512<K: Kernel>(kernel: K) -> K::Output {
-            kernel.run::<true>()
-        }
-
-        #[target_feature(enable = "avx2,fma")]
-        fn avx2<K: Kernel>(kernel: K) -> K::Output {
-            kernel.run::<true>()
-        }
-
-        let avx2_and_fma = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
-        if avx2_and_fma
-            && is_x86_feature_detected!("avx512f")
-            && is_x86_feature_detected!("avx512dq")
-            && is_x86_feature_detected!("avx512vl")
-        {
-            // SAFETY: the processor has these features.
-            return unsafe { avx512(kernel) };
-        }
-        if avx2_and_fma {
-            // SAFETY: the processor has these features.
-            return unsafe { avx2(kernel) };
-        }
-    }
-    kernel.run::<{ cfg!(any(target_arch = "aarch64", target_feature = "fma")) }>()
+    // SAFETY: the processor was asked.
+    unsafe { Vectors::widest().run(kernel) }
 }
 
 /// `a * b + c`.

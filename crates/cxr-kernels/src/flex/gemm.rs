@@ -75,10 +75,15 @@ impl Shared {
         Self(data.as_mut_ptr())
     }
 
+    /// The memory behind the elements of `data`, as much as it has capacity for; to be written before it is read.
+    pub(super) fn spare(data: &mut Vec<f32>) -> Self {
+        Self(data.spare_capacity_mut().as_mut_ptr().cast())
+    }
+
     /// The address of element `offset`.
     ///
     /// # Safety
-    /// `offset` must lie in the slice that this was made from.
+    /// `offset` must lie in the slice or memory that this was made from.
     pub(super) unsafe fn at(self, offset: usize) -> *mut f32 {
         // SAFETY: the caller's.
         unsafe { self.0.add(offset) }

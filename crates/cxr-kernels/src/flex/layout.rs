@@ -10,7 +10,7 @@ use super::elementwise::{CHUNK, contiguous, filled, slice, tensor};
 use super::fast_math::{Kernel, dispatch};
 
 /// Side of a tile: a cache line of f32.
-const TILE: usize = 16;
+pub(super) const TILE: usize = 16;
 
 /// `[n, c, h, w] -> [n, h * w, c]`.
 pub(super) fn image_to_tokens(x: FlexTensor) -> FlexTensor {
@@ -83,14 +83,26 @@ impl Kernel for Band<'_> {
 /// One tile by way of registers, so that memory is read and written in whole cache lines.
 #[inline(always)]
 fn whole_tile(from: &[f32], from_step: usize, out: &mut [MaybeUninit<f32>], out_step: usize) {
+    assert!((TILE - 1) * from_step + TILE <= from.len() && (TILE - 1) * out_step + TILE <= out.len());
+    // SAFETY: both tiles lie in their slices, as was just checked.
+    unsafe { transpose_tile(from.as_ptr(), from_step, out.as_mut_ptr().cast(), out_step) };
+}
+
+/// Rows of [`TILE`] elements, `from_step` apart, as columns of `out`, whose rows are `out_step` apart.
+///
+/// # Safety
+/// `from` must hold [`TILE`] such rows, and `out` be valid for writes of as many.
+#[inline(always)]
+pub(super) unsafe fn transpose_tile(from: *const f32, from_step: usize, out: *mut f32, out_step: usize) {
     let mut tile = [[0.0_f32; TILE]; TILE];
-    for (i, line) in tile.iter_mut().enumerate() {
-        line.copy_from_slice(&from[i * from_step..][..TILE]);
-    }
-    for j in 0..TILE {
-        let out = &mut out[j * out_step..][..TILE];
-        for i in 0..TILE {
-            out[i].write(tile[i][j]);
+    // SAFETY: the caller's.
+    unsafe {
+        for (i, line) in tile.iter_mut().enumerate() {
+            *line = from.add(i * from_step).cast::<[f32; TILE]>().read();
+        }
+        let turned: [[f32; TILE]; TILE] = std::array::from_fn(|j| std::array::from_fn(|i| tile[i][j]));
+        for (j, line) in turned.into_iter().enumerate() {
+            out.add(j * out_step).cast::<[f32; TILE]>().write(line);
         }
     }
 }

@@ -14,6 +14,7 @@ mod layout;
 mod moments;
 mod pool;
 mod silu;
+mod winograd;
 
 use burn::tensor::{DType, Shape, TensorMetadata};
 use burn_flex::{Flex, FlexTensor};
@@ -154,12 +155,14 @@ impl DiffusionBackend for Flex {
     ) -> FlexTensor {
         let dtype = x.dtype();
         let (x, weight, bias) = (widen(x), widen(weight), bias.map(widen));
-        let y = if conv::applies(&weight, x.dtype()) {
-            conv::forward(x, weight, bias, stride, padding)
-        } else if x.dtype() == DType::F32 {
-            conv_large::forward(x, weight, bias, stride, padding)
-        } else {
+        let y = if x.dtype() != DType::F32 {
             plain::conv2d::<Flex>(x, weight, bias, stride, padding)
+        } else if winograd::applies(&x.shape(), &weight.shape(), stride, padding) {
+            winograd::forward(x, weight, bias, padding)
+        } else if conv::applies(&weight, x.dtype()) {
+            conv::forward(x, weight, bias, stride, padding)
+        } else {
+            conv_large::forward(x, weight, bias, stride, padding)
         };
         narrow(y, dtype)
     }
@@ -176,11 +179,15 @@ impl DiffusionBackend for Flex {
         // a widened copy is new each time: nothing may be kept that was derived from it
         let is_copy = weight.dtype() != DType::F32;
         let (weight, grad) = (widen(weight), widen(grad));
-        let y = if conv::applies(&weight, grad.dtype()) {
+        let y = if grad.dtype() != DType::F32 {
+            plain::conv2d_x_backward::<Flex>(x_shape, weight, grad, stride, padding)
+        } else if winograd::applies(&x_shape, &weight.shape(), stride, padding) {
+            winograd::x_backward(&x_shape, weight, grad, padding)
+        } else if conv::applies(&weight, grad.dtype()) {
             let own = WeightCache::new();
             conv::x_backward(&x_shape, weight, grad, stride, padding, if is_copy { &own } else { cache })
         } else {
-            plain::conv2d_x_backward::<Flex>(x_shape, weight, grad, stride, padding)
+            conv_large::x_backward(&x_shape, weight, grad, stride, padding)
         };
         narrow(y, dtype)
     }

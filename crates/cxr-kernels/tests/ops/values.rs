@@ -3,8 +3,8 @@
 //!
 //! Bounds are relative to the largest element of the f64 reference; f32 has 24 bits, that is 6e-8.
 
-use burn::tensor::{DType, Tensor};
-use cxr_kernels::{Flex, WeightCache, ops, plain};
+use burn::tensor::{DType, Shape, Tensor};
+use cxr_kernels::{DiffusionBackend, Flex, WeightCache, ops, plain};
 use proptest::prelude::*;
 
 use crate::reference::{self, Conv};
@@ -229,5 +229,26 @@ fn convolution_with_more_weights_than_the_cache_holds() {
             let what = format!("{n} x {c} x {h} x {w} -> {out}, kernel {kernel}, stride {stride}");
             assert_close(&what, &read(y), &expected, 1e-5);
         }
+        // the gradient of the input, of a layer that is frozen
+        let [out_h, out_w] = [h, w].map(|size| (size + 2 * (kernel / 2) - kernel) / stride + 1);
+        let grad = tensor::<Flex, 4>(&numbers(n * out * out_h * out_w, 4), [n, out, out_h, out_w]);
+        let shape = Shape::new([n, c, h, w]);
+        let [pw, pg] = [weight, grad].map(raw);
+        let cache = WeightCache::new();
+        let [found, expected] = [
+            <Flex as DiffusionBackend>::kernel_conv2d_x_backward(
+                shape.clone(),
+                pw.clone(),
+                pg.clone(),
+                stride,
+                kernel / 2,
+                &cache,
+            ),
+            plain::conv2d_x_backward::<Flex>(shape, pw, pg, stride, kernel / 2),
+        ]
+        .map(|x| read(cooked::<Flex, 4>(x)));
+        let expected: Vec<f64> = expected.iter().map(|value| f64::from(*value)).collect();
+        let what = format!("gradient, {n} x {c} x {h} x {w} -> {out}, kernel {kernel}, stride {stride}");
+        assert_close(&what, &found, &expected, 1e-5);
     }
 }

@@ -1,0 +1,144 @@
+//! The weights of a convolution, gathered by output channel and transformed, a block at a time.
+
+use super::super::fast_math::{Kernel, Vectors};
+use super::super::layout::{TILE, transpose_tile};
+use super::product::LANES;
+use super::transform::{Lanes, POSITIONS, TAPS, Weights};
+
+/// Input channels of a block: with 32 output channels 0.6 MiB, for the second-level cache.
+pub(super) const DEPTH: usize = 128;
+/// From one position of a block to the next; the odd cache line keeps positions apart in the cache.
+pub(super) const STEP: usize = DEPTH * LANES + TILE;
+/// Elements of a block.
+pub(super) const BLOCK: usize = POSITIONS * STEP;
+/// Input channels that are gathered at a time, for the first-level cache.
+const GROUP: usize = 16;
+
+/// The 3x3 kernels of a convolution.
+#[derive(Clone, Copy)]
+pub(super) struct Kernels<'a> {
+    /// `[outputs, inputs, 3, 3]`; `[inputs, outputs, 3, 3]` if `rotated`.
+    pub(super) data: &'a [f32],
+    pub(super) outputs: usize,
+    pub(super) inputs: usize,
+    /// Of the convolution's gradient: channels exchanged, and each kernel turned by half a circle.
+    pub(super) rotated: bool,
+}
+
+impl Kernels<'_> {
+    /// Blocks along the input channels.
+    pub(super) fn depth_blocks(&self) -> usize {
+        self.inputs.div_ceil(DEPTH)
+    }
+
+    /// Blocks along the output channels.
+    pub(super) fn lane_blocks(&self) -> usize {
+        self.outputs.div_ceil(LANES)
+    }
+
+    /// Input channels of block `depth_block`.
+    pub(super) fn depth(&self, depth_block: usize) -> usize {
+        DEPTH.min(self.inputs - depth_block * DEPTH)
+    }
+
+    /// Block `[POSITIONS][depth, LANES]`, positions [`STEP`] apart; lanes beyond the last output channel are zero.
+    ///
+    /// # Safety
+    /// `vectors` must be of this processor.
+    pub(super) unsafe fn block(
+        &self,
+        vectors: Vectors,
+        [lane_block, depth_block]: [usize; 2],
+        gathered: &mut Vec<[Lanes; TAPS]>,
+        to: &mut [f32],
+    ) {
+        gathered.resize(GROUP, [[0.0; LANES]; TAPS]);
+        let (first_lane, first) = (lane_block * LANES, depth_block * DEPTH);
+        let depth = self.depth(depth_block);
+        for start in (0..depth).step_by(GROUP) {
+            let count = GROUP.min(depth - start);
+            let group = &mut gathered[..count];
+            let to = &mut to[start * LANES..];
+            // SAFETY: the caller's.
+            unsafe {
+                vectors.run(Gather { kernels: *self, first_lane, first: first + start, to: group });
+                vectors.run(Weights { from: group, to, step: STEP });
+            }
+        }
+    }
+}
+
+/// Kernels of [`LANES`] output and some input channels, channel by channel and tap by tap.
+struct Gather<'a> {
+    kernels: Kernels<'a>,
+    first_lane: usize,
+    first: usize,
+    to: &'a mut [[Lanes; TAPS]],
+}
+
+impl Kernel for Gather<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<const FMA: bool>(self) {
+        let Self { kernels, first_lane, first, to } = self;
+        let lanes = LANES.min(kernels.outputs - first_lane);
+        for half in (0..LANES).step_by(TILE) {
+            let there = lanes.saturating_sub(half);
+            match kernels.rotated {
+                false => kernels.gather(first_lane + half, first, half, there, to.as_flattened_mut()),
+                true => kernels.gather_rotated(first_lane + half, first, half, there, to.as_flattened_mut()),
+            }
+        }
+    }
+}
+
+impl Kernels<'_> {
+    /// [`TILE`] lanes from `lane` on, of which `lanes` are there, into lanes `half..` of `to`.
+    #[inline(always)]
+    fn gather(&self, lane: usize, first: usize, half: usize, lanes: usize, to: &mut [Lanes]) {
+        let row = self.inputs * TAPS;
+        let from = lane * row + first * TAPS;
+        for column in (0..to.len()).step_by(TILE) {
+            if lanes >= TILE && column + TILE <= to.len() {
+                let last = from + (TILE - 1) * row + column + TILE;
+                assert!(last <= self.data.len(), "kernels of {TILE} output channels");
+                let to = &mut to[column..column + TILE];
+                // SAFETY: the rows end in the kernels, as was just checked, and `to` has as many lines.
+                unsafe {
+                    let from = self.data.as_ptr().add(from + column);
+                    transpose_tile(from, row, to.as_mut_ptr().cast::<f32>().add(half), LANES);
+                }
+                continue;
+            }
+            for (i, line) in to.iter_mut().enumerate().skip(column).take(TILE) {
+                for l in 0..TILE {
+                    line[half + l] = if l < lanes { self.data[from + l * row + i] } else { 0.0 };
+                }
+            }
+        }
+    }
+
+    /// The same for rotated kernels.
+    #[inline(always)]
+    fn gather_rotated(&self, lane: usize, first: usize, half: usize, lanes: usize, to: &mut [Lanes]) {
+        let mut tile = [[0.0_f32; TILE]; TILE];
+        for (i, lines) in to.chunks_exact_mut(TAPS).enumerate() {
+            let from = ((first + i) * self.outputs + lane) * TAPS;
+            // a row is read beyond its kernel, so not at the very end
+            if lanes >= TILE && from + (TILE - 1) * TAPS + TILE <= self.data.len() {
+                // SAFETY: the rows end in the kernels, and `tile` has room for the transposed ones.
+                unsafe { transpose_tile(self.data.as_ptr().add(from), TAPS, tile.as_mut_ptr().cast(), TILE) };
+            } else {
+                for (tap, line) in tile[..TAPS].iter_mut().enumerate() {
+                    for (l, value) in line.iter_mut().enumerate() {
+                        *value = if l < lanes { self.data[from + l * TAPS + tap] } else { 0.0 };
+                    }
+                }
+            }
+            for (line, values) in lines.iter_mut().zip(tile[..TAPS].iter().rev()) {
+                line[half..half + TILE].copy_from_slice(values);
+            }
+        }
+    }
+}
