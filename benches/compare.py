@@ -1,7 +1,7 @@
-"""Times of the benches' units beside the same units in diffusers on PyTorch: CPU, f32, as many threads.
+"""Times of the benches' units beside the same units in diffusers and PEFT on PyTorch: CPU, f32, as many threads.
 
 usage: python compare.py [--run] [--threads N] [--filter REGEX] [--target-dir DIR] [--runs N]
-Needs torch, diffusers and transformers from PyPI; no weights, no network.
+Needs torch, diffusers, peft and transformers from PyPI; no weights, no network.
 
 Prints one markdown table. Ours are the medians of criterion's latest results. With --run, each unit is measured here and
 now: first ours (cargo bench), then PyTorch's, unit by unit, so that both see the machine in the same state. Without it,
@@ -9,6 +9,7 @@ ours are whatever lies under target/criterion, measured earlier. Nothing else sh
 """
 import argparse, gc, json, os, pathlib, platform, re, statistics, subprocess, sys, time
 import diffusers
+import peft
 import torch
 import torch.nn.functional as F
 import transformers
@@ -151,12 +152,35 @@ def feed_forward(channels, side):
     return forward
 
 
+def training_step():
+    """The mean squared error of the noise, its gradients by the factors, and AdamW; base and inputs are frozen."""
+    torch.set_grad_enabled(True)
+    network = unet().requires_grad_(False)
+    network = peft.get_peft_model(network, peft.LoraConfig(
+        r=8, lora_alpha=8, init_lora_weights=False, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
+    factors = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(factors, lr=5e-5)
+    scheduler = diffusers.DDPMScheduler(**SCHEDULE)
+    latents, hidden = torch.randn(4, 4, 16, 16), torch.randn(4, *TEXT)
+
+    def step():
+        noise, timesteps = torch.randn_like(latents), torch.randint(0, 1000, (4,))
+        predicted = network(scheduler.add_noise(latents, noise, timesteps), timesteps, hidden).sample
+        loss = F.mse_loss(predicted, noise)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.detach()
+    return step
+
+
 def units():
     """Pairs of the id and the bench it is in, with what makes PyTorch's counterpart."""
     yield "text/encode/2x77", "text", text
     for pixels in (128, 512):
         yield f"unet/guided-step/{pixels}px", "unet", lambda p=pixels: guided_step(unet, TEXT[1], 4, p // 8)
     yield "loop/dpmpp-2m/4-steps/128px", "denoise", whole_loop
+    yield "train/step/128px/batch-4/rank-8", "train", training_step
     small_unet = lambda: model("small unet", lambda: UNet2DConditionModel.from_pretrained(EMBEDDED, subfolder="unet"))
     small_vae = lambda: model("small vae", lambda: AutoencoderKL.from_pretrained(EMBEDDED, subfolder="vae"))
 
@@ -186,6 +210,7 @@ def units():
 
 def theirs(make):
     """The median in milliseconds, after one run to warm up."""
+    torch.set_grad_enabled(False)  # a unit that trains turns it on for itself
     work = make()
     start = time.perf_counter()
     assert torch.isfinite(work()).all(), "PyTorch's result is not finite"
@@ -207,7 +232,7 @@ def ours(unit):
 
 
 def bench(unit, target):
-    command = ["cargo", "bench", "--quiet", "-p", "cxr-benches", "--bench", target, "--", f"^{re.escape(unit)}$"]
+    command = ["cargo", "bench", "--quiet", "--workspace", "--bench", target, "--", f"^{re.escape(unit)}$"]
     environment = {**os.environ, "RAYON_NUM_THREADS": str(args.threads), "CXR_BENCH_DEVICE": "flex",
                    "CARGO_TARGET_DIR": str(args.target_dir.resolve())}
     subprocess.run(command, cwd=HERE.parent, env=environment, check=True, stdout=subprocess.DEVNULL)
@@ -245,8 +270,8 @@ def main():
     rust = subprocess.run(["rustc", "--version"], capture_output=True, text=True).stdout.split()[1]
     how = "unit by unit, ours and PyTorch's in turns" if args.run else "ours earlier, PyTorch's in one go after"
     print(f"{processor()}, {args.threads} threads; load {os.getloadavg()[0]:.1f} at the end. Rust {rust}, `flex`, f32; "
-          f"PyTorch {torch.__version__}, diffusers {diffusers.__version__}, transformers {transformers.__version__}, "
-          f"Python {platform.python_version()}, f32. Medians, {how}.\n")
+          f"PyTorch {torch.__version__}, diffusers {diffusers.__version__}, PEFT {peft.__version__}, "
+          f"transformers {transformers.__version__}, Python {platform.python_version()}, f32. Medians, {how}.\n")
     print("| Unit | Ours, ms | PyTorch, ms | Ours / PyTorch |\n|---|---|---|---|")
     print("\n".join(rows))
 
