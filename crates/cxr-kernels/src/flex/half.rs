@@ -185,3 +185,27 @@ fn densely(x: FlexTensor, f: impl FnOnce(FlexTensor) -> FlexTensor) -> FlexTenso
     }
     f(contiguous(x))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounding_to_bf16_is_to_the_nearest_ties_to_even() {
+        let special = [0x0000_0001, 0x7f7f_ffff, 0x7f80_0000, 0x7f80_0001, 0x7fff_ffff, 0x7fc0_0000];
+        let ties = [0x3f80_8000, 0x3f81_8000, 0x3f80_7fff, 0x3f80_8001, 0x0000_8000, 0x7f7f_8000];
+        let spread = (0..10_000_u32).map(|i| i.wrapping_mul(0x9e37_79b9));
+        let bits = special.into_iter().chain(ties).flat_map(|bits| [bits, bits | 0x8000_0000]).chain(spread);
+        let from: Vec<f32> = bits.map(f32::from_bits).collect();
+        // SAFETY: `narrow` writes all of it.
+        let to = unsafe { filled(from.len(), |to| bf16::narrow(&from, to)) };
+        let mut back = vec![0.0; to.len()];
+        bf16::widen(&to, &mut back);
+        for ((from, to), back) in from.into_iter().zip(to).zip(back) {
+            let expected = bf16::from_f32(from);
+            assert_eq!(to.is_nan(), from.is_nan(), "{from} ({:#x})", from.to_bits());
+            assert!(from.is_nan() || to.to_bits() == expected.to_bits(), "{from}: {to}, not {expected}");
+            assert_eq!(back.to_bits(), to.to_f32().to_bits(), "{to}");
+        }
+    }
+}
