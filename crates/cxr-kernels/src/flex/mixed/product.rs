@@ -192,9 +192,9 @@ impl Tile {
         unsafe {
             let mut sums = [[_mm512_setzero_ps(); V]; R];
             if self.accumulate {
-                for r in 0..R {
-                    for v in 0..V {
-                        sums[r][v] = _mm512_loadu_ps(self.sums.add(r * self.step + v * LANES));
+                for (r, sums) in sums.iter_mut().enumerate() {
+                    for (v, sum) in sums.iter_mut().enumerate() {
+                        *sum = _mm512_loadu_ps(self.sums.add(r * self.step + v * LANES));
                     }
                 }
             }
@@ -202,21 +202,21 @@ impl Tile {
             for pair in 0..self.depth / 2 {
                 let columns = load::<V>(panel);
                 panel = panel.add(V);
-                for r in 0..R {
+                for (r, sums) in sums.iter_mut().enumerate() {
                     let row = self.rows.add(r * self.row_step + 2 * pair).cast::<i32>();
-                    add_products(&mut sums[r], _mm512_set1_epi32(row.read_unaligned()), columns);
+                    add_products(sums, _mm512_set1_epi32(row.read_unaligned()), columns);
                 }
             }
             if self.depth % 2 == 1 {
                 let columns = load::<V>(panel);
-                for r in 0..R {
+                for (r, sums) in sums.iter_mut().enumerate() {
                     let last = *self.rows.add(r * self.row_step + self.depth - 1);
-                    add_products(&mut sums[r], _mm512_set1_epi32(i32::from(last.to_bits())), columns);
+                    add_products(sums, _mm512_set1_epi32(i32::from(last.to_bits())), columns);
                 }
             }
-            for r in 0..R {
-                for v in 0..V {
-                    _mm512_storeu_ps(self.sums.add(r * self.step + v * LANES), sums[r][v]);
+            for (r, sums) in sums.iter().enumerate() {
+                for (v, sum) in sums.iter().enumerate() {
+                    _mm512_storeu_ps(self.sums.add(r * self.step + v * LANES), *sum);
                 }
             }
         }
