@@ -1,6 +1,6 @@
-"""Times of the benches' units beside the same units in diffusers and PEFT on PyTorch: CPU, f32, as many threads.
+"""Times of the benches' units beside the same units in diffusers and PEFT on PyTorch: CPU, as many threads.
 
-usage: python compare.py [--run] [--threads N] [--filter REGEX] [--target-dir DIR] [--runs N]
+usage: python compare.py [--run] [--dtype f32|bf16] [--threads N] [--filter REGEX] [--target-dir DIR] [--runs N]
 Needs torch, diffusers, peft and transformers from PyPI; no weights, no network.
 
 Prints one markdown table. Ours are the medians of criterion's latest results. With --run, each unit is measured here and
@@ -18,6 +18,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 HERE = pathlib.Path(__file__).resolve().parent
 ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 ap.add_argument("--run", action="store_true", help="measure ours too, in turns with PyTorch's")
+ap.add_argument("--dtype", choices=["f32", "bf16"], default="f32", help="of weights and activations on both sides")
 ap.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)),
                 help="of both; ours must have run with as many (RAYON_NUM_THREADS, which --run sets)")
 ap.add_argument("--filter", default="", help="units whose id has this regular expression in it")
@@ -28,6 +29,7 @@ args = ap.parse_args()
 torch.set_num_threads(args.threads)
 torch.set_grad_enabled(False)
 torch.manual_seed(0)
+torch.set_default_dtype({"f32": torch.float32, "bf16": torch.bfloat16}[args.dtype])
 
 ROWS, TEXT, HEADS = 2, (77, 768), 8
 LEVELS = [("level-0", 320, 64), ("level-1", 640, 32), ("level-2", 1280, 16), ("middle", 1280, 8)]
@@ -40,7 +42,7 @@ models = {}  # kept for the units of one bench, dropped after
 
 def model(name, make):
     if name not in models:
-        models[name] = make().eval()
+        models[name] = make().eval().to(torch.get_default_dtype())
     return models[name]
 
 
@@ -60,7 +62,7 @@ def vae():
 
 def guided_step(make, width, channels, side):
     network, latents, hidden = make(), torch.randn(2, channels, side, side), torch.randn(2, 77, width)
-    return lambda: network(latents, torch.tensor([981.0, 981.0]), hidden).sample
+    return lambda: network(latents, torch.tensor([981.0, 981.0], dtype=torch.float32), hidden).sample
 
 
 def encode(make, pixels):
@@ -225,15 +227,17 @@ def theirs(make):
 
 def ours(unit):
     """The median in milliseconds as criterion has it; None if it was not measured."""
+    prefix = "" if args.dtype == "f32" else f"{args.dtype}/"
     for path in (args.target_dir / "criterion").glob("**/new/benchmark.json"):
-        if json.loads(path.read_text())["full_id"] == unit:
+        if json.loads(path.read_text())["full_id"] == prefix + unit:
             return json.loads((path.parent / "estimates.json").read_text())["median"]["point_estimate"] / 1e6
     return None
 
 
 def bench(unit, target):
-    command = ["cargo", "bench", "--quiet", "--workspace", "--bench", target, "--", f"^{re.escape(unit)}$"]
-    environment = {**os.environ, "RAYON_NUM_THREADS": str(args.threads), "CXR_BENCH_DEVICE": "flex",
+    unit = f"^({args.dtype}/)?{re.escape(unit)}$"
+    command = ["cargo", "bench", "--quiet", "--workspace", "--bench", target, "--", unit]
+    environment = {**os.environ, "RAYON_NUM_THREADS": str(args.threads), "CXR_BENCH_DEVICE": "flex", "CXR_BENCH_DTYPE": args.dtype,
                    "CARGO_TARGET_DIR": str(args.target_dir.resolve())}
     subprocess.run(command, cwd=HERE.parent, env=environment, check=True, stdout=subprocess.DEVNULL)
 
@@ -269,9 +273,9 @@ def main():
         rows.append(f"| `{unit}` | {short(found)} | {short(expected)} | {found / expected:.2f} |")
     rust = subprocess.run(["rustc", "--version"], capture_output=True, text=True).stdout.split()[1]
     how = "unit by unit, ours and PyTorch's in turns" if args.run else "ours earlier, PyTorch's in one go after"
-    print(f"{processor()}, {args.threads} threads; load {os.getloadavg()[0]:.1f} at the end. Rust {rust}, `flex`, f32; "
+    print(f"{processor()}, {args.threads} threads; load {os.getloadavg()[0]:.1f} at the end. Rust {rust}, `flex`, {args.dtype}; "
           f"PyTorch {torch.__version__}, diffusers {diffusers.__version__}, PEFT {peft.__version__}, "
-          f"transformers {transformers.__version__}, Python {platform.python_version()}, f32. Medians, {how}.\n")
+          f"transformers {transformers.__version__}, Python {platform.python_version()}, {args.dtype}. Medians, {how}.\n")
     print("| Unit | Ours, ms | PyTorch, ms | Ours / PyTorch |\n|---|---|---|---|")
     print("\n".join(rows))
 

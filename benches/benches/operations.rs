@@ -74,7 +74,7 @@ fn of_image<B: DiffusionBackend>(
     let size = format!("{level}/{channels}x{side}x{side}");
     convolution::<B>(criterion, device, ["conv3x3", &size], [channels, channels, side]);
     unit::<B, _, 4>(criterion, device, ["group-norm-silu", &size], Cost::Short, || {
-        let layer = GroupNormConfig::new(32, channels).init::<B>(device);
+        let layer = fill::<B, _>(GroupNormConfig::new(32, channels).init(device));
         let x = normal([ROWS, channels, side, side], device);
         move || layer.forward_silu(x.clone())
     });

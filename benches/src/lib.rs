@@ -6,7 +6,7 @@
 use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
-use burn::module::Module;
+use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
 use criterion::{Criterion, SamplingMode};
 use cxr::core::hash::stable_hash;
@@ -40,7 +40,17 @@ pub fn on_device<P: Program<Output = ()>>(program: P) {
     dispatch(device, program).unwrap_or_else(|error| panic!("{error}"));
 }
 
-/// Times a unit of work called `group/id`.
+/// The dtype of weights and inputs, from `CXR_BENCH_DTYPE`: `f32`, which it is without it, `bf16` or `f16`.
+pub fn dtype() -> DType {
+    match std::env::var("CXR_BENCH_DTYPE").as_deref() {
+        Err(_) | Ok("f32") => DType::F32,
+        Ok("bf16") => DType::BF16,
+        Ok("f16") => DType::F16,
+        Ok(other) => panic!("CXR_BENCH_DTYPE: {other:?} is none of f32, bf16, f16"),
+    }
+}
+
+/// Times a unit of work called `group/id`; in half precision `bf16/group/id`, or `f16/group/id`.
 ///
 /// `make` builds weights and inputs, outside of the time, and only if the filter on the command line asks for the unit.
 /// What it returns is run once, to see that the result is finite and to warm up, and then timed until the device has
@@ -58,7 +68,10 @@ pub fn unit<B, W, const D: usize>(
     let mut made = None;
     let mut make = Some(make);
     let (mut times, mut turn) = (Vec::new(), 0);
-    let mut group = criterion.benchmark_group(group);
+    let mut group = criterion.benchmark_group(match dtype() {
+        DType::F32 => group.to_string(),
+        half => format!("{}/{group}", half.name()),
+    });
     // flat: as many runs in every sample, the shortest way to ten of them
     group.sampling_mode(SamplingMode::Flat).sample_size(10).warm_up_time(Duration::from_millis(1));
     group.measurement_time(Duration::from_secs(2));
@@ -94,10 +107,10 @@ pub fn unit<B, W, const D: usize>(
     group.finish();
 }
 
-/// Standard normal numbers, the same in every run.
+/// Standard normal numbers of [`dtype`], the same in every run.
 pub fn normal<B: Backend, const D: usize>(shape: [usize; D], device: &B::Device) -> Tensor<B, D> {
     let values = Stream::new(0, "bench", 0).normals(shape.iter().product());
-    Tensor::from_data(TensorData::new(values, shape), device)
+    Tensor::from_data(TensorData::new(values, shape), (device, dtype()))
 }
 
 /// The timestep of the first of 50 steps, for a guided picture's two rows.
@@ -106,21 +119,17 @@ pub fn timesteps<B: Backend>(device: &B::Device) -> Tensor<B, 1> {
 }
 
 /// Gives every matrix and kernel normal values that keep the size of a signal; norms and biases stay one and zero.
+/// All of them are of [`dtype`] then.
 pub fn fill<B: Backend, M: Module<B>>(module: M) -> M {
-    fill_as(module, DType::F32)
+    fill_as(module, dtype())
 }
 
-/// [`fill`], in a dtype: biases are zero, and what else is a vector is one.
+/// [`fill`], in a dtype of one's own.
 pub fn fill_as<B: Backend, M: Module<B>>(module: M, dtype: DType) -> M {
     let table = Stream::new(0, "weights", 0).normals(TABLE);
     let filled = parameters::map_data(module, |path, shape| -> Result<_, Infallible> {
-        if shape.len() < 2 && dtype == DType::F32 {
-            return Ok(None);
-        }
         if shape.len() < 2 {
-            let value = if path.ends_with("bias") { 0.0_f32 } else { 1.0 };
-            let values = vec![value; shape.iter().product()];
-            return Ok(Some(TensorData::new(values, shape.to_vec()).convert_dtype(dtype)));
+            return Ok(None);
         }
         let fan_in: usize = shape[1..].iter().product();
         let scale = (fan_in as f32).powf(-0.5);
@@ -136,5 +145,14 @@ pub fn fill_as<B: Backend, M: Module<B>>(module: M, dtype: DType) -> M {
         Ok(Some(TensorData::new(values, shape.to_vec()).convert_dtype(dtype)))
     });
     let Ok(filled) = filled;
-    filled
+    filled.map(&mut Cast(dtype))
+}
+
+/// Every parameter in one dtype.
+struct Cast(DType);
+
+impl<B: Backend> ModuleMapper<B> for Cast {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+        if param.val().dtype() == self.0 { param } else { param.map(|tensor| tensor.cast(self.0)) }
+    }
 }

@@ -3,10 +3,11 @@
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 
-use burn::tensor::{Shape, TensorData, TensorMetadata};
+use burn::tensor::{DType, Shape, TensorData, TensorMetadata};
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
+use super::blockwise::{Blocks, blockwise};
 use super::fast_math::{Kernel, dispatch};
 
 /// Elements of one task: enough work to outweigh handing it to another core.
@@ -128,22 +129,18 @@ impl<F: Binary> Kernel for ZipInPlace<'_, F> {
     }
 }
 
-/// `F` of every element of an f32 tensor.
+/// `F` of every element of a tensor of f32 or half precision.
 pub(super) fn map<F: Unary>(x: FlexTensor) -> FlexTensor {
     let mut x = contiguous(x);
-    if let Some(data) = exclusive(&mut x) {
+    if x.dtype() == DType::F32
+        && let Some(data) = exclusive(&mut x)
+    {
         data.par_chunks_mut(CHUNK).for_each(|data| dispatch(MapInPlace::<F>(data, PhantomData)));
         return x;
     }
-    let from = slice(&x);
-    // SAFETY: the chunks of both cover all elements, and `Map` writes each.
-    let out = unsafe {
-        filled(from.len(), |out| {
-            let chunks = out.par_chunks_mut(CHUNK).zip(from.par_chunks(CHUNK));
-            chunks.for_each(|(out, x)| dispatch(Map::<F>(x, out, PhantomData)));
-        })
-    };
-    tensor(out, x.shape())
+    let (shape, blocks) = (x.shape(), Blocks { from: CHUNK, to: CHUNK, per_task: 1 });
+    // SAFETY: `Map` writes every element.
+    unsafe { blockwise(x, shape, blocks, |_, x, out| dispatch(Map::<F>(x, out, PhantomData))) }
 }
 
 /// `F` of the elements of two f32 tensors of one shape; the second's buffer is the one to be used again.

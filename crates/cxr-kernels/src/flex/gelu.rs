@@ -6,6 +6,7 @@ use burn::tensor::{Shape, TensorMetadata};
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
+use super::blockwise::{Blocks, blockwise};
 use super::elementwise::{Binary, CHUNK, Unary, contiguous, filled, map, slice, tensor, zip};
 use super::fast_math::{Kernel, dispatch, mul_add, normal};
 
@@ -50,21 +51,12 @@ fn halved(shape: &Shape) -> (usize, Shape) {
 
 /// `[.., 2h] -> [.., h]`: the first half times the GELU of the second.
 pub(super) fn geglu(x: FlexTensor) -> FlexTensor {
-    let x = contiguous(x);
     let (half, shape) = halved(&x.shape());
-    let data = slice(&x);
-    if data.is_empty() {
-        return tensor(Vec::new(), shape);
-    }
-    let rows = CHUNK.div_ceil(half);
-    // SAFETY: the rows cover all elements, and `Geglu` writes each of its rows.
-    let out = unsafe {
-        filled(data.len() / 2, |out| {
-            let tasks = out.par_chunks_mut(rows * half).zip(data.par_chunks(rows * 2 * half));
-            tasks.for_each(|(out, x)| dispatch(Geglu { x, out, half }));
-        })
-    };
-    tensor(out, shape)
+    let half_or_one = half.max(1);
+    let rows = CHUNK.div_ceil(half_or_one);
+    let blocks = Blocks { from: rows * 2 * half_or_one, to: rows * half_or_one, per_task: 1 };
+    // SAFETY: a block has whole rows, and `Geglu` writes each of them.
+    unsafe { blockwise(x, shape, blocks, |_, x, out| dispatch(Geglu { x, out, half: half_or_one })) }
 }
 
 /// Rows of `2 * half` to rows of `half`.

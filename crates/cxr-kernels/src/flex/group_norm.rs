@@ -9,6 +9,7 @@ use burn::tensor::{Shape, TensorMetadata};
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
+use super::blockwise::{Blocks, blockwise};
 use super::elementwise::{Binary, CHUNK, Unary, contiguous, filled, slice, tensor, written};
 use super::fast_math::{Kernel, dispatch, mul_add};
 use super::moments::{Moments, moments, sums};
@@ -53,7 +54,7 @@ impl Geometry {
     }
 }
 
-/// `x` `[n, c, ...]`, `gamma` and `beta` `[c]`.
+/// `x` `[n, c, ...]` in f32 or half precision, `gamma` and `beta` `[c]` in f32.
 pub(super) fn forward(
     x: FlexTensor,
     gamma: FlexTensor,
@@ -62,25 +63,22 @@ pub(super) fn forward(
     eps: f64,
     silu: bool,
 ) -> FlexTensor {
-    let geometry = Geometry::new(&x.shape(), groups);
-    let (x, gamma, beta) = (contiguous(x), contiguous(gamma), contiguous(beta));
-    let (data, gamma, beta) = (slice(&x), slice(&gamma), slice(&beta));
-    if data.is_empty() {
+    let (shape, geometry) = (x.shape(), Geometry::new(&x.shape(), groups));
+    let (gamma, beta) = (contiguous(gamma), contiguous(beta));
+    let (gamma, beta) = (slice(&gamma), slice(&beta));
+    let block = geometry.block();
+    if shape.num_elements() == 0 {
         return x;
     }
-    let block = geometry.block();
-    // SAFETY: the blocks cover all elements, and `Forward` writes each of its block.
-    let out = unsafe {
-        filled(data.len(), |out| {
-            let blocks = out.par_chunks_mut(block).zip(data.par_chunks(block)).enumerate();
-            blocks.with_min_len(geometry.blocks_per_task()).for_each(|(i, (out, x))| {
-                let of = geometry.channels_of(i);
-                let affine = Affine { gamma: &gamma[of.clone()], beta: &beta[of], plane: geometry.plane };
-                dispatch(Forward { x, out, affine, eps, silu });
-            });
+    let blocks = Blocks { from: block, to: block, per_task: geometry.blocks_per_task() };
+    // SAFETY: `Forward` writes all of its block.
+    unsafe {
+        blockwise(x, shape, blocks, |i, x, out| {
+            let of = geometry.channels_of(i);
+            let affine = Affine { gamma: &gamma[of.clone()], beta: &beta[of], plane: geometry.plane };
+            dispatch(Forward { x, out, affine, eps, silu });
         })
-    };
-    tensor(out, x.shape())
+    }
 }
 
 /// Scale and shift of the channels of one group.

@@ -9,6 +9,7 @@ use burn::tensor::{Shape, TensorMetadata};
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
+use super::blockwise::{Blocks, blockwise};
 use super::elementwise::{CHUNK, contiguous, filled, slice, tensor, written};
 use super::fast_math::{Kernel, dispatch, mul_add};
 use super::moments::{Moments, moments, sums};
@@ -16,22 +17,17 @@ use super::moments::{Moments, moments, sums};
 /// Largest number of partial sums of the gradients of gamma and beta.
 const PARTIAL_SUMS: usize = 32;
 
-/// `x` `[.., d]`, `gamma` and `beta` `[d]`.
+/// `x` `[.., d]` in f32 or half precision, `gamma` and `beta` `[d]` in f32.
 pub(super) fn forward(x: FlexTensor, gamma: FlexTensor, beta: FlexTensor, eps: f64) -> FlexTensor {
-    let (x, gamma, beta) = (contiguous(x), contiguous(gamma), contiguous(beta));
-    let (data, gamma, beta) = (slice(&x), slice(&gamma), slice(&beta));
-    if data.is_empty() {
+    let (gamma, beta, shape) = (contiguous(gamma), contiguous(beta), x.shape());
+    let (gamma, beta) = (slice(&gamma), slice(&beta));
+    if shape.num_elements() == 0 {
         return x;
     }
     let rows = CHUNK.div_ceil(gamma.len()) * gamma.len();
-    // SAFETY: the rows cover all elements, and `Forward` writes each of its rows.
-    let out = unsafe {
-        filled(data.len(), |out| {
-            let tasks = out.par_chunks_mut(rows).zip(data.par_chunks(rows));
-            tasks.for_each(|(out, x)| dispatch(Forward { x, out, gamma, beta, eps }));
-        })
-    };
-    tensor(out, x.shape())
+    let blocks = Blocks { from: rows, to: rows, per_task: 1 };
+    // SAFETY: a block has whole rows, and `Forward` writes each of them.
+    unsafe { blockwise(x, shape, blocks, |_, x, out| dispatch(Forward { x, out, gamma, beta, eps })) }
 }
 
 struct Forward<'a> {

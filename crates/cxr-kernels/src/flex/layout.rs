@@ -2,12 +2,13 @@
 
 use std::mem::MaybeUninit;
 
-use burn::tensor::{Shape, TensorMetadata};
+use burn::tensor::{DType, Shape, TensorMetadata, bf16, f16};
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use super::elementwise::{CHUNK, contiguous, filled, slice, tensor};
 use super::fast_math::{Kernel, dispatch};
+use super::half::{elements, half_tensor};
 
 /// Side of a tile: a cache line of f32.
 pub(super) const TILE: usize = 16;
@@ -24,18 +25,25 @@ pub(super) fn tokens_to_image(x: FlexTensor, height: usize, width: usize) -> Fle
     transpose(x, [n, tokens, c], Shape::new([n, c, height, width]))
 }
 
-/// `[n, rows, columns]` with the last two exchanged, as a tensor of `shape`.
-fn transpose(x: FlexTensor, [_, rows, columns]: [usize; 3], shape: Shape) -> FlexTensor {
+/// `[n, rows, columns]` with the last two exchanged, as a tensor of `shape`; f32 or half precision.
+fn transpose(x: FlexTensor, sizes: [usize; 3], shape: Shape) -> FlexTensor {
     let x = contiguous(x);
-    let data = slice(&x);
+    match x.dtype() {
+        DType::BF16 => half_tensor(transposed::<bf16>(elements(&x), sizes), shape),
+        DType::F16 => half_tensor(transposed::<f16>(elements(&x), sizes), shape),
+        _ => tensor(transposed(slice(&x), sizes), shape),
+    }
+}
+
+fn transposed<T: Copy + Default + Send + Sync>(data: &[T], [_, rows, columns]: [usize; 3]) -> Vec<T> {
     let matrix = rows * columns;
     if data.is_empty() {
-        return tensor(Vec::new(), shape);
+        return Vec::new();
     }
     // Whole bands of tiles of the output: `lines` of its lines, `rows` elements each.
     let lines = CHUNK.div_ceil(rows).next_multiple_of(TILE).min(columns);
     // SAFETY: the bands cover all elements, and `Band` writes each of its band.
-    let out = unsafe {
+    unsafe {
         filled(data.len(), |out| {
             out.par_chunks_mut(matrix).zip(data.par_chunks(matrix)).for_each(|(out, from)| {
                 out.par_chunks_mut(lines * rows).enumerate().for_each(|(band, out)| {
@@ -43,20 +51,19 @@ fn transpose(x: FlexTensor, [_, rows, columns]: [usize; 3], shape: Shape) -> Fle
                 });
             });
         })
-    };
-    tensor(out, shape)
+    }
 }
 
 /// Columns of `from` `[rows, columns]` from `first` on, as lines of `out`.
-struct Band<'a> {
-    from: &'a [f32],
-    out: &'a mut [MaybeUninit<f32>],
+struct Band<'a, T> {
+    from: &'a [T],
+    out: &'a mut [MaybeUninit<T>],
     rows: usize,
     columns: usize,
     first: usize,
 }
 
-impl Kernel for Band<'_> {
+impl<T: Copy + Default> Kernel for Band<'_, T> {
     type Output = ();
 
     #[inline(always)]
@@ -82,7 +89,7 @@ impl Kernel for Band<'_> {
 
 /// One tile by way of registers, so that memory is read and written in whole cache lines.
 #[inline(always)]
-fn whole_tile(from: &[f32], from_step: usize, out: &mut [MaybeUninit<f32>], out_step: usize) {
+fn whole_tile<T: Copy + Default>(from: &[T], from_step: usize, out: &mut [MaybeUninit<T>], out_step: usize) {
     assert!((TILE - 1) * from_step + TILE <= from.len() && (TILE - 1) * out_step + TILE <= out.len());
     // SAFETY: both tiles lie in their slices, as was just checked.
     unsafe { transpose_tile(from.as_ptr(), from_step, out.as_mut_ptr().cast(), out_step) };
@@ -93,16 +100,21 @@ fn whole_tile(from: &[f32], from_step: usize, out: &mut [MaybeUninit<f32>], out_
 /// # Safety
 /// `from` must hold [`TILE`] such rows, and `out` be valid for writes of as many.
 #[inline(always)]
-pub(super) unsafe fn transpose_tile(from: *const f32, from_step: usize, out: *mut f32, out_step: usize) {
-    let mut tile = [[0.0_f32; TILE]; TILE];
+pub(super) unsafe fn transpose_tile<T: Copy + Default>(
+    from: *const T,
+    from_step: usize,
+    out: *mut T,
+    out_step: usize,
+) {
+    let mut tile = [[T::default(); TILE]; TILE];
     // SAFETY: the caller's.
     unsafe {
         for (i, line) in tile.iter_mut().enumerate() {
-            *line = from.add(i * from_step).cast::<[f32; TILE]>().read();
+            *line = from.add(i * from_step).cast::<[T; TILE]>().read();
         }
-        let turned: [[f32; TILE]; TILE] = std::array::from_fn(|j| std::array::from_fn(|i| tile[i][j]));
+        let turned: [[T; TILE]; TILE] = std::array::from_fn(|j| std::array::from_fn(|i| tile[i][j]));
         for (j, line) in turned.into_iter().enumerate() {
-            out.add(j * out_step).cast::<[f32; TILE]>().write(line);
+            out.add(j * out_step).cast::<[T; TILE]>().write(line);
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Hand-written kernels for `Flex`, one file each.
 
 mod attention;
+mod blockwise;
 mod conv;
 mod conv_large;
 mod elementwise;
@@ -11,6 +12,7 @@ mod group_norm;
 mod half;
 mod layer_norm;
 mod layout;
+mod mixed;
 mod moments;
 mod pool;
 mod silu;
@@ -24,7 +26,10 @@ use crate::{DiffusionBackend, Pool, WeightCache, plain};
 
 impl DiffusionBackend for Flex {
     fn kernel_silu(x: FlexTensor) -> FlexTensor {
-        one(by_dtype([x], |[x]| [silu::forward(x)], |[x]| [plain::silu::<Flex>(x)]))
+        match x.dtype() {
+            DType::F64 => plain::silu::<Flex>(x),
+            _ => silu::forward(x),
+        }
     }
 
     fn kernel_silu_backward(x: FlexTensor, grad: FlexTensor) -> FlexTensor {
@@ -36,7 +41,10 @@ impl DiffusionBackend for Flex {
     }
 
     fn kernel_gelu(x: FlexTensor) -> FlexTensor {
-        one(by_dtype([x], |[x]| [gelu::forward(x)], |[x]| [plain::gelu::<Flex>(x)]))
+        match x.dtype() {
+            DType::F64 => plain::gelu::<Flex>(x),
+            _ => gelu::forward(x),
+        }
     }
 
     fn kernel_gelu_backward(x: FlexTensor, grad: FlexTensor) -> FlexTensor {
@@ -48,7 +56,10 @@ impl DiffusionBackend for Flex {
     }
 
     fn kernel_geglu(x: FlexTensor) -> FlexTensor {
-        one(by_dtype([x], |[x]| [gelu::geglu(x)], |[x]| [plain::geglu::<Flex>(x)]))
+        match x.dtype() {
+            DType::F64 => plain::geglu::<Flex>(x),
+            _ => gelu::geglu(x),
+        }
     }
 
     fn kernel_geglu_backward(x: FlexTensor, grad: FlexTensor) -> FlexTensor {
@@ -67,11 +78,10 @@ impl DiffusionBackend for Flex {
         eps: f64,
         silu: bool,
     ) -> FlexTensor {
-        one(by_dtype(
-            [x, gamma, beta],
-            |[x, gamma, beta]| [group_norm::forward(x, gamma, beta, groups, eps, silu)],
-            |[x, gamma, beta]| [plain::group_norm::<Flex>(x, gamma, beta, groups, eps, silu)],
-        ))
+        match x.dtype() {
+            DType::F64 => plain::group_norm::<Flex>(x, gamma, beta, groups, eps, silu),
+            _ => group_norm::forward(x, widen(gamma), widen(beta), groups, eps, silu),
+        }
     }
 
     fn kernel_group_norm_backward(
@@ -93,11 +103,10 @@ impl DiffusionBackend for Flex {
     }
 
     fn kernel_layer_norm(x: FlexTensor, gamma: FlexTensor, beta: FlexTensor, eps: f64) -> FlexTensor {
-        one(by_dtype(
-            [x, gamma, beta],
-            |[x, gamma, beta]| [layer_norm::forward(x, gamma, beta, eps)],
-            |[x, gamma, beta]| [plain::layer_norm::<Flex>(x, gamma, beta, eps)],
-        ))
+        match x.dtype() {
+            DType::F64 => plain::layer_norm::<Flex>(x, gamma, beta, eps),
+            _ => layer_norm::forward(x, widen(gamma), widen(beta), eps),
+        }
     }
 
     fn kernel_layer_norm_backward(
@@ -119,13 +128,17 @@ impl DiffusionBackend for Flex {
         bias: Option<FlexTensor>,
         _cache: &WeightCache,
     ) -> FlexTensor {
-        let dtype = x.dtype();
-        narrow(plain::linear::<Flex>(widen(x), widen(weight), bias.map(widen)), dtype)
+        match x.dtype() {
+            DType::F16 | DType::BF16 => mixed::linear(x, weight, bias),
+            _ => plain::linear::<Flex>(x, weight, bias),
+        }
     }
 
     fn kernel_linear_x_backward(weight: FlexTensor, grad: FlexTensor, _cache: &WeightCache) -> FlexTensor {
-        let dtype = grad.dtype();
-        narrow(plain::linear_x_backward::<Flex>(widen(weight), widen(grad)), dtype)
+        match grad.dtype() {
+            DType::F16 | DType::BF16 => mixed::linear_x_backward(weight, grad),
+            _ => plain::linear_x_backward::<Flex>(weight, grad),
+        }
     }
 
     fn kernel_linear_weight_backward(x: FlexTensor, grad: FlexTensor) -> FlexTensor {
@@ -134,15 +147,17 @@ impl DiffusionBackend for Flex {
     }
 
     fn kernel_image_to_tokens(x: FlexTensor) -> FlexTensor {
-        one(by_dtype([x], |[x]| [layout::image_to_tokens(x)], |[x]| [plain::image_to_tokens::<Flex>(x)]))
+        match x.dtype() {
+            DType::F64 => plain::image_to_tokens::<Flex>(x),
+            _ => layout::image_to_tokens(x),
+        }
     }
 
     fn kernel_tokens_to_image(x: FlexTensor, height: usize, width: usize) -> FlexTensor {
-        one(by_dtype(
-            [x],
-            |[x]| [layout::tokens_to_image(x, height, width)],
-            |[x]| [plain::tokens_to_image::<Flex>(x, height, width)],
-        ))
+        match x.dtype() {
+            DType::F64 => plain::tokens_to_image::<Flex>(x, height, width),
+            _ => layout::tokens_to_image(x, height, width),
+        }
     }
 
     fn kernel_conv2d(
@@ -153,6 +168,9 @@ impl DiffusionBackend for Flex {
         padding: usize,
         _cache: &WeightCache,
     ) -> FlexTensor {
+        if let Some(y) = mixed::conv2d(&x, &weight, bias.as_ref(), stride, padding) {
+            return y;
+        }
         let dtype = x.dtype();
         let (x, weight, bias) = (widen(x), widen(weight), bias.map(widen));
         let y = if x.dtype() != DType::F32 {

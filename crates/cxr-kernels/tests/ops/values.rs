@@ -3,7 +3,7 @@
 //!
 //! Bounds are relative to the largest element of the f64 reference; f32 has 24 bits, that is 6e-8.
 
-use burn::tensor::{DType, Shape, Tensor};
+use burn::tensor::{DType, Shape, Tensor, bf16, f16};
 use cxr_kernels::{DiffusionBackend, Flex, WeightCache, ops, plain};
 use proptest::prelude::*;
 
@@ -204,6 +204,52 @@ fn half_precision_stays_near_f32() {
         let q = single(&x);
         check("attention", y, &reference::attention(&q, &q, &q, [5, 5, 7], true));
     }
+}
+
+/// Kernels that convert a block at a time, in sizes of several blocks with a shorter last one: what they give is what
+/// f32 gives, rounded.
+#[test]
+fn half_precision_is_f32_rounded_once() {
+    fn check<const D: usize>(
+        what: &str,
+        x: &Tensor<Flex, D>,
+        f: impl Fn(Tensor<Flex, D>, DType) -> Vec<f32>,
+    ) {
+        for dtype in [DType::F16, DType::BF16] {
+            let x = x.clone().cast(dtype);
+            let in_f32 = f(x.clone().cast(DType::F32), DType::F32);
+            // not by `cast`: burn's goes by way of f64 and misses what is just above the middle of two numbers
+            let round = |x: &f32| match dtype {
+                DType::F16 => f16::from_f32(*x).to_f32(),
+                _ => bf16::from_f32(*x).to_f32(),
+            };
+            let rounded: Vec<f32> = in_f32.iter().map(round).collect();
+            assert_eq!(f(x, dtype), rounded, "{what} in {dtype:?}");
+        }
+    }
+    fn in_f32<const D: usize>(y: Tensor<Flex, D>, dtype: DType) -> Vec<f32> {
+        assert_eq!(y.dtype(), dtype);
+        read(y.cast(DType::F32))
+    }
+    let ones = |count: usize, dtype| Tensor::<Flex, 1>::ones([count], (&Default::default(), dtype));
+    let tokens = tensor::<Flex, 3>(&numbers(3 * 170 * 70, 1), [3, 170, 70]);
+    check("silu", &tokens, |x, dtype| in_f32(ops::silu(x), dtype));
+    check("gelu", &tokens, |x, dtype| in_f32(ops::gelu(x), dtype));
+    check("geglu", &tokens, |x, dtype| in_f32(ops::geglu(x), dtype));
+    check("tokens_to_image", &tokens, |x, dtype| in_f32(ops::tokens_to_image(x, 10, 17), dtype));
+    check("layer_norm", &tokens, |x, dtype| {
+        in_f32(ops::layer_norm(x, ones(70, dtype), ones(70, dtype), 1e-5), dtype)
+    });
+    let image = tensor::<Flex, 4>(&numbers(3 * 30 * 17 * 19, 2), [3, 30, 17, 19]);
+    check("image_to_tokens", &image, |x, dtype| in_f32(ops::image_to_tokens(x), dtype));
+    check("group_norm_silu", &image, |x, dtype| {
+        in_f32(ops::group_norm_silu(x, ones(30, dtype), ones(30, dtype), 6, 1e-5), dtype)
+    });
+    // split into heads, which lie side by side
+    check("attention", &tokens, |x, dtype| {
+        let x = x.reshape([3, 170, 7, 10]).swap_dims(1, 2);
+        in_f32(ops::attention(x.clone(), x.clone(), x, Default::default()), dtype)
+    });
 }
 
 #[test]

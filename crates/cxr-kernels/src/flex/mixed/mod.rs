@@ -1,0 +1,117 @@
+//! Products of half-precision operands: weights and activations are read in the two bytes that they are stored in, sums
+//! are taken in f32, and a result is rounded once.
+//!
+//! | Dtype and processor | How |
+//! |---|---|
+//! | bf16, AVX-512 BF16 | [`product`]: pairs of bf16 are multiplied as they are, two at a time in each lane |
+//! | other | [`panels`]: blocks of both operands become f32 in a buffer that stays in the cache |
+//!
+//! Convolutions have the first alone; elsewhere they work in f32 on operands that are converted whole.
+//!
+//! Every sum goes along the depth from its first element to its last, whatever the blocks and however many threads and
+//! rows there are: a row of a batch has the bits that it has alone.
+
+mod conv;
+mod linear;
+mod panels;
+#[cfg(target_arch = "x86_64")]
+mod product;
+#[cfg(target_arch = "x86_64")]
+mod unfolded;
+#[cfg(target_arch = "x86_64")]
+mod weights;
+
+pub(super) use conv::conv2d;
+pub(super) use linear::{linear, linear_x_backward};
+
+use std::mem::MaybeUninit;
+
+use burn::tensor::DType;
+
+/// Which instructions a product is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Path {
+    /// AVX-512 BF16.
+    #[cfg(target_arch = "x86_64")]
+    Bf16,
+    /// f32, on any processor.
+    Panels,
+}
+
+impl Path {
+    /// The one for `dtype` on this processor.
+    fn of(dtype: DType) -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if dtype == DType::BF16 && product::is_available() {
+            return Self::Bf16;
+        }
+        let _ = dtype;
+        Self::Panels
+    }
+}
+
+/// `count` shared out evenly into blocks of a multiple of `unit`, `most` at most: the size of a block.
+fn even_blocks(count: usize, most: usize, unit: usize) -> usize {
+    let blocks = count.div_ceil(most).max(1);
+    count.div_ceil(blocks).next_multiple_of(unit).max(unit)
+}
+
+/// The blocks of a result: rows and columns of each.
+///
+/// What is computed does not depend on them, so they may look at the number of threads.
+fn blocks(rows: usize, columns: usize, row_unit: usize, column_unit: usize) -> [usize; 2] {
+    /// Sums of a block: 384 KiB, to stay in the second-level cache beside the operands.
+    const SUMS: usize = 96 * 1024;
+    const MOST_COLUMNS: usize = 384;
+    /// Rows below which bringing the columns into order would cost too much beside multiplying them.
+    const FEWEST_ROWS: usize = 96;
+
+    let mut width = even_blocks(columns, MOST_COLUMNS, column_unit);
+    let mut height = even_blocks(rows, SUMS / width, row_unit);
+    let tasks = |height, width| rows.div_ceil(height) * columns.div_ceil(width);
+    while tasks(height, width) < 4 * rayon::current_num_threads() {
+        if height >= 2 * FEWEST_ROWS {
+            height = (height / 2).next_multiple_of(row_unit);
+        } else if width > column_unit {
+            width = (width / 2).next_multiple_of(column_unit);
+        } else {
+            break;
+        }
+    }
+    [height, width]
+}
+
+/// Where results are written, by tasks that each have elements of their own.
+struct Target<T>(*mut T);
+
+impl<T> Clone for Target<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Target<T> {}
+
+// SAFETY: tasks write disjoint elements, which is what the users of `at` state.
+unsafe impl<T: Send> Send for Target<T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> Sync for Target<T> {}
+
+impl<T> Target<T> {
+    /// To be filled.
+    fn new(data: &mut [MaybeUninit<T>]) -> Self {
+        Self(data.as_mut_ptr().cast())
+    }
+
+    /// The address of element `offset`.
+    ///
+    /// # Safety
+    /// It must lie in what this was made from.
+    unsafe fn at(self, offset: usize) -> *mut T {
+        // SAFETY: the caller's.
+        unsafe { self.0.add(offset) }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,228 @@
+//! Both paths against sums in f64, in odd sizes, and what a row must not depend on.
+
+use burn::tensor::{DType, Shape, TensorData, TensorMetadata};
+use burn_flex::FlexTensor;
+use proptest::prelude::*;
+
+use super::super::half::{narrow, widened};
+use super::linear::{Order, product};
+use super::{Path, conv};
+
+/// The paths that this processor has for `dtype`.
+fn paths(dtype: DType) -> Vec<Path> {
+    let own = Path::of(dtype);
+    if own == Path::Panels {
+        if dtype == DType::BF16 {
+            eprintln!("skipped: AVX-512 BF16, which this processor does not have");
+        }
+        return vec![own];
+    }
+    vec![own, Path::Panels]
+}
+
+/// Numbers of `[-2, 2)` as `dtype` has them, different for each seed.
+fn numbers(shape: &[usize], seed: u64, dtype: DType) -> FlexTensor {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x2545_f491_4f6c_dd1d;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f32 / (1_u64 << 22) as f32 - 2.0
+    };
+    let values: Vec<f32> = (0..shape.iter().product()).map(|_| next()).collect();
+    narrow(FlexTensor::from_data(TensorData::new(values, Shape::from(shape.to_vec()))), dtype)
+}
+
+/// Asserts that `found` is the sum of `terms` of each element within what rounding allows: every addition in f32, and
+/// the result once.
+#[track_caller]
+fn assert_sums(what: &str, found: FlexTensor, terms: impl Fn(usize) -> Vec<f64>) {
+    let digits = if found.dtype() == DType::BF16 { 8 } else { 11 };
+    for (i, found) in widened(found).into_iter().enumerate() {
+        let terms = terms(i);
+        let expected: f64 = terms.iter().sum();
+        let size: f64 = terms.iter().map(|term| term.abs()).sum();
+        let of_sums = terms.len() as f64 * 2_f64.powi(-24) * size;
+        // below the smallest normal number of f16 there are fewer digits
+        let of_result = 2_f64.powi(-digits) * (expected.abs() + of_sums) + 2_f64.powi(-25);
+        let error = (f64::from(found) - expected).abs();
+        assert!(error <= of_sums + of_result, "{what}, element {i}: {found}, expected {expected}");
+    }
+}
+
+fn check_product(sizes: [usize; 3], order: Order, with_bias: bool, dtype: DType, seed: u64) {
+    let [rows, columns, depth] = sizes;
+    let of_weight = if order == Order::Transposed { [columns, depth] } else { [depth, columns] };
+    let x = numbers(&[rows, depth], seed, dtype);
+    let weight = numbers(&of_weight, seed + 1, dtype);
+    let bias = with_bias.then(|| numbers(&[columns], seed + 2, dtype));
+    let [x64, weight64] = [&x, &weight].map(|tensor| widened(tensor.clone()));
+    let bias64 = bias.clone().map(widened);
+    for path in paths(dtype) {
+        let y = product(path, x.clone(), weight.clone(), bias.clone(), order);
+        assert_eq!((y.shape(), y.dtype()), (Shape::new([rows, columns]), dtype));
+        assert_sums(&format!("{path:?} {sizes:?} {order:?} {dtype:?}"), y, |i| {
+            let (row, column) = (i / columns, i % columns);
+            let terms = (0..depth).map(|d| {
+                let weight = match order {
+                    Order::Transposed => weight64[column * depth + d],
+                    Order::Plain => weight64[d * columns + column],
+                };
+                f64::from(x64[row * depth + d]) * f64::from(weight)
+            });
+            terms.chain(bias64.iter().map(|bias| f64::from(bias[column]))).collect()
+        });
+    }
+}
+
+fn check_conv(x: [usize; 4], out: usize, kernel: usize, stride: usize, padding: usize, seed: u64) {
+    let [n, c, h, w] = x;
+    let x = numbers(&[n, c, h, w], seed, DType::BF16);
+    let weight = numbers(&[out, c, kernel, kernel], seed + 1, DType::BF16);
+    let bias = numbers(&[out], seed + 2, DType::BF16);
+    let Some(y) = conv::conv2d(&x, &weight, Some(&bias), stride, padding) else {
+        return eprintln!("skipped: AVX-512 BF16, which this processor does not have");
+    };
+    let [height, width] = [h, w].map(|size| (size + 2 * padding - kernel) / stride + 1);
+    assert_eq!((y.shape(), y.dtype()), (Shape::new([n, out, height, width]), DType::BF16));
+    let [x, weight, bias] = [x, weight, bias].map(widened);
+    let what = format!("{:?} out {out} kernel {kernel} stride {stride} padding {padding}", [n, c, h, w]);
+    assert_sums(&what, y, |i| {
+        let (column, row, o) = (i % width, i / width % height, i / (width * height) % out);
+        let image = i / (width * height * out);
+        let mut terms = vec![f64::from(bias[o])];
+        for tap in 0..c * kernel * kernel {
+            let (channel, dy, dx) = (tap / (kernel * kernel), tap / kernel % kernel, tap % kernel);
+            let from_y = (row * stride + dy).wrapping_sub(padding);
+            let from_x = (column * stride + dx).wrapping_sub(padding);
+            let inside = from_y < h && from_x < w;
+            let x = if inside { x[((image * c + channel) * h + from_y) * w + from_x] } else { 0.0 };
+            terms.push(f64::from(x) * f64::from(weight[o * c * kernel * kernel + tap]));
+        }
+        terms
+    });
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..Default::default() })]
+
+    #[test]
+    fn products_of_odd_sizes_are_sums_rounded_once(
+        sizes in (1_usize..40, 1_usize..150, 0_usize..600),
+        transposed: bool,
+        with_bias: bool,
+        is_bf16: bool,
+        seed in 0_u64..1000,
+    ) {
+        let (order, dtype) = (
+            if transposed { Order::Transposed } else { Order::Plain },
+            if is_bf16 { DType::BF16 } else { DType::F16 },
+        );
+        check_product(sizes.into(), order, with_bias, dtype, seed);
+    }
+
+    #[test]
+    fn convolutions_of_odd_sizes_are_sums_rounded_once(
+        batch in 1_usize..4,
+        channels in 1_usize..40,
+        size in (1_usize..20, 1_usize..20),
+        out in 1_usize..20,
+        kernel in 1_usize..4,
+        stride in 1_usize..3,
+        padding in 0_usize..3,
+        seed in 0_u64..1000,
+    ) {
+        prop_assume!(size.0 + 2 * padding >= kernel && size.1 + 2 * padding >= kernel);
+        check_conv([batch, channels, size.0, size.1], out, kernel, stride, padding, seed);
+    }
+}
+
+#[test]
+fn products_of_several_blocks_are_sums_rounded_once() {
+    for dtype in [DType::BF16, DType::F16] {
+        check_product([300, 450, 300], Order::Transposed, true, dtype, 1);
+        check_product([300, 450, 300], Order::Plain, false, dtype, 2);
+    }
+    check_conv([2, 40, 16, 16], 100, 3, 1, 1, 3);
+    check_conv([3, 40, 8, 8], 100, 3, 1, 1, 4);
+    check_conv([1, 20, 24, 24], 100, 3, 2, 1, 5);
+    check_conv([5, 100, 7, 1], 10, 1, 1, 0, 6);
+}
+
+/// The first `count` of the rows of a matrix.
+fn first_rows(x: &FlexTensor, count: usize) -> FlexTensor {
+    let [_, width] = x.shape().dims();
+    let dtype = x.dtype();
+    let values = widened(x.clone())[..count * width].to_vec();
+    narrow(FlexTensor::from_data(TensorData::new(values, [count, width])), dtype)
+}
+
+fn in_threads<T: Send>(threads: usize, f: impl FnOnce() -> T + Send) -> T {
+    rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads").install(f)
+}
+
+#[test]
+fn a_row_has_the_same_bits_alone_in_a_batch_and_with_any_number_of_threads() {
+    for dtype in [DType::BF16, DType::F16] {
+        for order in [Order::Transposed, Order::Plain] {
+            let x = numbers(&[333, 700], 1, dtype);
+            let weight =
+                numbers(if order == Order::Transposed { &[450, 700] } else { &[700, 450] }, 2, dtype);
+            for path in paths(dtype) {
+                let of = |count: usize, threads: usize| {
+                    let x = first_rows(&x, count);
+                    in_threads(threads, || widened(product(path, x, weight.clone(), None, order)))
+                };
+                let all = of(333, 2);
+                assert_eq!(all, of(333, 1));
+                assert_eq!(all, of(333, 7));
+                for count in [1, 2, 5, 17, 96, 200] {
+                    let some = of(count, 2);
+                    assert_eq!(some, all[..some.len()], "{path:?} {dtype:?} {order:?}: {count} rows of 333");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn an_image_has_the_same_bits_alone_and_in_a_batch() {
+    for side in [3, 8, 16, 20] {
+        let x = numbers(&[3, 70, side, side], 1, DType::BF16);
+        let weight = numbers(&[90, 70, 3, 3], 2, DType::BF16);
+        let Some(all) = conv::conv2d(&x, &weight, None, 1, 1) else {
+            return eprintln!("skipped: AVX-512 BF16, which this processor does not have");
+        };
+        let one = widened(x)[..70 * side * side].to_vec();
+        let one = narrow(FlexTensor::from_data(TensorData::new(one, [1, 70, side, side])), DType::BF16);
+        let one = conv::conv2d(&one, &weight, None, 1, 1).map(widened).expect("as before");
+        assert_eq!(one, widened(all)[..one.len()], "side {side}");
+    }
+}
+
+#[test]
+fn what_is_not_finite_stays_so_and_reaches_no_other_row_or_column() {
+    for dtype in [DType::BF16, DType::F16] {
+        for path in paths(dtype) {
+            let (rows, columns, depth) = (9, 35, 65);
+            let mut x = widened(numbers(&[rows, depth], 1, dtype));
+            x[4 * depth] = f32::NAN;
+            x[7 * depth + 64] = f32::INFINITY;
+            let mut weight = widened(numbers(&[columns, depth], 2, dtype));
+            weight[33 * depth + 64] = f32::NAN;
+            let tensor = |values: Vec<f32>, shape: [usize; 2]| {
+                narrow(FlexTensor::from_data(TensorData::new(values, shape)), dtype)
+            };
+            let (x, weight) = (tensor(x, [rows, depth]), tensor(weight, [columns, depth]));
+            let y = widened(product(path, x, weight, None, Order::Transposed));
+            for (i, y) in y.iter().enumerate() {
+                let lost = [4, 7].contains(&(i / columns)) || i % columns == 33;
+                assert_eq!(
+                    !y.is_finite(),
+                    lost,
+                    "{path:?} {dtype:?} row {} column {}",
+                    i / columns,
+                    i % columns
+                );
+            }
+        }
+    }
+}

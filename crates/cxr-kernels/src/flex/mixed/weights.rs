@@ -1,0 +1,124 @@
+//! Panels of a weight: of `[columns, depth]`, as a layer has it, and of `[depth, columns]`, for its gradient.
+
+use std::arch::x86_64::*;
+use std::ops::Range;
+
+use burn::tensor::bf16;
+
+use super::product::{Columns, LANES};
+
+/// A matrix `[columns, depth]`: a column's elements lie side by side.
+pub(super) struct Transposed<'a> {
+    pub(super) data: &'a [bf16],
+    pub(super) columns: usize,
+    pub(super) depth: usize,
+}
+
+// SAFETY: `pack` writes every line of every vector of the panel.
+unsafe impl Columns for Transposed<'_> {
+    fn count(&self) -> usize {
+        self.columns
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    unsafe fn pack(&self, columns: Range<usize>, depth: Range<usize>, panel: *mut __m512i) {
+        let vectors = columns.len().div_ceil(LANES);
+        let pairs = depth.len().div_ceil(2);
+        for (v, first) in columns.clone().step_by(LANES).enumerate() {
+            let count = LANES.min(columns.end - first);
+            for (block, start) in depth.clone().step_by(2 * LANES).enumerate() {
+                let mask = first_halves(depth.end - start);
+                let mut words = [_mm512_setzero_si512(); LANES];
+                for (i, words) in words.iter_mut().take(count).enumerate() {
+                    // SAFETY: the mask leaves out what is past the last line.
+                    unsafe {
+                        let from = self.data.as_ptr().add((first + i) * self.depth + start);
+                        *words = _mm512_maskz_loadu_epi16(mask, from.cast());
+                    }
+                }
+                let words = transpose(words);
+                for (pair, words) in (block * LANES..pairs).zip(words) {
+                    // SAFETY: the panel has this line.
+                    unsafe { _mm512_store_si512(panel.add(pair * vectors + v), words) };
+                }
+            }
+        }
+    }
+}
+
+/// The mask of the first `count` halves of a vector.
+fn first_halves(count: usize) -> __mmask32 {
+    if count >= 2 * LANES { !0 } else { (1 << count) - 1 }
+}
+
+/// Sixteen vectors of sixteen words: word `i` of vector `j` becomes word `j` of vector `i`.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn transpose(x: [__m512i; LANES]) -> [__m512i; LANES] {
+    let mut pairs = x;
+    for i in 0..8 {
+        pairs[2 * i] = _mm512_unpacklo_epi32(x[2 * i], x[2 * i + 1]);
+        pairs[2 * i + 1] = _mm512_unpackhi_epi32(x[2 * i], x[2 * i + 1]);
+    }
+    let mut fours = pairs;
+    for i in 0..4 {
+        fours[4 * i] = _mm512_unpacklo_epi64(pairs[4 * i], pairs[4 * i + 2]);
+        fours[4 * i + 1] = _mm512_unpackhi_epi64(pairs[4 * i], pairs[4 * i + 2]);
+        fours[4 * i + 2] = _mm512_unpacklo_epi64(pairs[4 * i + 1], pairs[4 * i + 3]);
+        fours[4 * i + 3] = _mm512_unpackhi_epi64(pairs[4 * i + 1], pairs[4 * i + 3]);
+    }
+    // quarter `q` of `fours[4 * i + j]` now has words `4 * q + j` of vectors `4 * i` to `4 * i + 3`
+    let mut out = fours;
+    for j in 0..4 {
+        let even = _mm512_shuffle_i32x4::<0x88>(fours[j], fours[4 + j]);
+        let odd = _mm512_shuffle_i32x4::<0xdd>(fours[j], fours[4 + j]);
+        let even_too = _mm512_shuffle_i32x4::<0x88>(fours[8 + j], fours[12 + j]);
+        let odd_too = _mm512_shuffle_i32x4::<0xdd>(fours[8 + j], fours[12 + j]);
+        out[j] = _mm512_shuffle_i32x4::<0x88>(even, even_too);
+        out[8 + j] = _mm512_shuffle_i32x4::<0xdd>(even, even_too);
+        out[4 + j] = _mm512_shuffle_i32x4::<0x88>(odd, odd_too);
+        out[12 + j] = _mm512_shuffle_i32x4::<0xdd>(odd, odd_too);
+    }
+    out
+}
+
+/// A matrix `[depth, columns]`: a line's elements lie side by side.
+pub(super) struct Plain<'a> {
+    pub(super) data: &'a [bf16],
+    pub(super) columns: usize,
+}
+
+// SAFETY: `pack` writes every line of every vector of the panel.
+unsafe impl Columns for Plain<'_> {
+    fn count(&self) -> usize {
+        self.columns
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    unsafe fn pack(&self, columns: Range<usize>, depth: Range<usize>, panel: *mut __m512i) {
+        let vectors = columns.len().div_ceil(LANES);
+        for (pair, line) in depth.clone().step_by(2).enumerate() {
+            for (v, first) in columns.clone().step_by(LANES).enumerate() {
+                let mask = super::product::first_lanes(columns.end - first);
+                // SAFETY: the mask leaves out what is past the last column, and the panel has this line.
+                unsafe {
+                    let from = self.data.as_ptr().add(line * self.columns + first);
+                    let low = _mm256_maskz_loadu_epi16(mask, from.cast());
+                    let high = if line + 1 < depth.end {
+                        _mm256_maskz_loadu_epi16(mask, from.add(self.columns).cast())
+                    } else {
+                        _mm256_setzero_si256()
+                    };
+                    _mm512_store_si512(panel.add(pair * vectors + v), paired(low, high));
+                }
+            }
+        }
+    }
+}
+
+/// Sixteen halves of `low` and of `high`, in pairs.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) fn paired(low: __m256i, high: __m256i) -> __m512i {
+    _mm512_or_si512(_mm512_cvtepu16_epi32(low), _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(high)))
+}
