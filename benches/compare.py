@@ -89,6 +89,7 @@ SCHEDULERS = {
     "euler": lambda: diffusers.EulerDiscreteScheduler(**SCHEDULE),
     "euler-a": lambda: diffusers.EulerAncestralDiscreteScheduler(**SCHEDULE),
     "dpmpp-2m": lambda: diffusers.DPMSolverMultistepScheduler(**SCHEDULE),
+    "lcm": lambda: diffusers.LCMScheduler(**SCHEDULE),
 }
 
 

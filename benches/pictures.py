@@ -9,13 +9,13 @@ Fails if a picture is more than 1 of 255 off on average or 3 at most.
 """
 import argparse, csv, json, pathlib, subprocess, sys, tempfile
 import numpy, torch
-from diffusers import (DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, PNDMScheduler,
+from diffusers import (DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, LCMScheduler, PNDMScheduler,
                        StableDiffusionPipeline)
 from PIL import Image
 
 HERE = pathlib.Path(__file__).resolve().parent
 SCHEDULERS = {"pndm": PNDMScheduler, "ddim": DDIMScheduler, "euler": EulerDiscreteScheduler,
-              "dpmpp-2m": DPMSolverMultistepScheduler}
+              "dpmpp-2m": DPMSolverMultistepScheduler, "lcm": LCMScheduler}
 ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 ap.add_argument("--model", type=pathlib.Path, required=True)
 ap.add_argument("--prompts", type=pathlib.Path, required=True, help="CSV file with a column impression")

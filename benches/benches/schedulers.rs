@@ -21,7 +21,7 @@ impl Program for Schedulers<'_> {
     fn run<B: DiffusionAutodiff>(self, device: B::Device, name: &str) {
         eprintln!("device: {name}");
         let schedule = NoiseSchedule::new(NoiseScheduleConfig::sd15()).expect("published settings");
-        for name in ["pndm", "ddim", "euler", "euler-a", "dpmpp-2m"] {
+        for name in ["pndm", "ddim", "euler", "euler-a", "dpmpp-2m", "lcm"] {
             let sampler: Sampler = name.parse().expect("a sampler's name");
             let id = ["scheduler", &format!("{name}/{STEPS}-steps/64x64")];
             let (schedule, device) = (&schedule, &device);

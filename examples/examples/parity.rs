@@ -54,7 +54,7 @@ struct Args {
     /// File for the tensors that come out, in f32.
     #[arg(long, value_name = "FILE")]
     output: PathBuf,
-    /// Sampler, for the component scheduler: ddim, pndm, euler, euler-a or dpmpp-2m [default: the model's own].
+    /// Sampler, for the component scheduler: ddim, pndm, euler, euler-a, dpmpp-2m or lcm [default: the model's own].
     #[arg(long, value_name = "NAME")]
     scheduler: Option<Sampler>,
     /// Denoising steps, for the component scheduler.
@@ -85,7 +85,7 @@ enum Component {
 }
 
 fn main() -> ExitCode {
-    let args = Args::parse();
+    let args = cxr_examples::arguments::parse::<Args>();
     let run_args = args.run.clone();
     exit(run(&run_args, Parity(args)))
 }

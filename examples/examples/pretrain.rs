@@ -96,7 +96,7 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    let args = Args::parse();
+    let args = cxr_examples::arguments::parse::<Args>();
     stop_on_interrupt();
     let run_args = args.run.clone();
     exit(run(&run_args, Pretrain(args)))

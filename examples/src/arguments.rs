@@ -2,6 +2,16 @@
 
 use std::path::{Path, PathBuf};
 
+/// What the command line says. With `CXR_PARSE_ONLY=1` in the environment the program ends here, with success: that is
+/// how the commands in the documents are checked.
+pub fn parse<A: clap::Parser>() -> A {
+    let arguments = A::parse();
+    if std::env::var_os("CXR_PARSE_ONLY").is_some_and(|value| value == "1") {
+        std::process::exit(0);
+    }
+    arguments
+}
+
 /// `--lora`: an adapter and how much of it is added.
 #[derive(Debug, Clone)]
 pub struct Lora {

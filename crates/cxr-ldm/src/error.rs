@@ -176,7 +176,7 @@ pub enum Error {
     },
 
     /// No sampler of that name.
-    #[error("no sampler {found:?}; expected one of: ddim, pndm, euler, euler-a, dpmpp-2m")]
+    #[error("no sampler {found:?}; expected one of: ddim, pndm, euler, euler-a, dpmpp-2m, lcm")]
     Sampler {
         /// The name.
         found: String,
@@ -189,7 +189,7 @@ pub enum Error {
         found: usize,
         /// The fewest that the sampler takes.
         fewest: usize,
-        /// The number of training timesteps.
+        /// The most: the number of training timesteps, or what the sampler takes of them.
         limit: usize,
     },
 

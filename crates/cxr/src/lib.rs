@@ -51,6 +51,77 @@
 //! The same request gives the same pictures on the CPU, however they are batched: each has a stream of random
 //! numbers of its own, named by its seed.
 //!
+//! # Progress, previews, and stopping
+//!
+//! The callback gets every step of every batch. What it answers decides whether there is another; pictures of batches
+//! that were finished before are returned. [`Progress`](core::progress::Progress) is the same for counting alone, and
+//! for loading and training as well.
+//!
+//! ```
+//! # use cxr::ldm::{scheduler::NoiseScheduleConfig, text::ClipTextConfig, unet::UNetConfig, vae::AutoencoderKlConfig};
+//! # let folder = tempfile::tempdir()?;
+//! # std::env::set_current_dir(&folder)?;
+//! # let config = ModelConfig {
+//! #     text: ClipTextConfig::tiny(),
+//! #     unet: UNetConfig::tiny(),
+//! #     vae: AutoencoderKlConfig::tiny(),
+//! #     schedule: NoiseScheduleConfig::sd15(),
+//! # };
+//! # let parts = config.init::<Flex>(&Default::default())?;
+//! # StableDiffusion::new(parts, &Default::default())?.save("stable-diffusion-v1-5", SaveDtype::F32)?;
+//! use std::ops::ControlFlow;
+//! use cxr::prelude::*;
+//!
+//! let model = cxr::open("auto", "stable-diffusion-v1-5", LoadOptions::default())?;
+//! let request = Request::new("Cardiomegaly.").steps(20).images_per_prompt(4).batch(2);
+//! let images = model.generate_with(&request, &Silent, &mut |step| {
+//!     if step.index % 5 == 4 {
+//!         let previews = step.preview().unwrap_or_default(); // a run of the decoder: now and then
+//!         assert_eq!(previews[0].rgb.len(), previews[0].width * previews[0].height * 3);
+//!     }
+//!     // enough seen in the second batch
+//!     if step.images.start < 2 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+//! })?;
+//! assert_eq!(images.len(), 2);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # Several threads, and pictures that are no files
+//!
+//! A model is `Send + Sync`; one serves any number of threads. On the CPU a call uses all cores by itself, so that
+//! several at once take as long as one after the other.
+//!
+//! ```
+//! # use cxr::ldm::{scheduler::NoiseScheduleConfig, text::ClipTextConfig, unet::UNetConfig, vae::AutoencoderKlConfig};
+//! # let folder = tempfile::tempdir()?;
+//! # std::env::set_current_dir(&folder)?;
+//! # let config = ModelConfig {
+//! #     text: ClipTextConfig::tiny(),
+//! #     unet: UNetConfig::tiny(),
+//! #     vae: AutoencoderKlConfig::tiny(),
+//! #     schedule: NoiseScheduleConfig::sd15(),
+//! # };
+//! # let parts = config.init::<Flex>(&Default::default())?;
+//! # StableDiffusion::new(parts, &Default::default())?.save("stable-diffusion-v1-5", SaveDtype::F32)?;
+//! use std::sync::Arc;
+//! use cxr::ldm::pipeline::PngColor;
+//! use cxr::prelude::*;
+//!
+//! let model: Arc<dyn Synthesizer + Send + Sync> =
+//!     cxr::open("auto", "stable-diffusion-v1-5", LoadOptions::default())?.into();
+//! let draw = |seed| {
+//!     let model = Arc::clone(&model);
+//!     std::thread::spawn(move || model.generate(&Request::new("Edema.").steps(5).seed(seed)))
+//! };
+//! for worker in [draw(0), draw(1)] {
+//!     for image in worker.join().expect("no panic")? {
+//!         let bytes = image.to_png(PngColor::Gray)?; // a PNG file with its settings, in memory
+//!         assert!(bytes.starts_with(b"\x89PNG"));
+//!     }
+//! }
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
 //! # Tensors, and training
 //!
 //! Models, layers and loops are generic over the backend. [`device::dispatch`] calls a generic [`device::Program`]
@@ -101,6 +172,14 @@
 //!
 //! [`metrics`] compares two sets of pictures and prints, beside every distance, the number of pictures, an
 //! interval, and what real pictures reach against real ones.
+//!
+//! # What an embedding program can rely on
+//!
+//! - Nothing here prints, exits, or installs a handler. Warnings (a prompt that was cut) go to the `log` crate.
+//! - Bad input is an error that names the file, flag or setting; a panic is a mistake of the calling program, and
+//!   documented.
+//! - Files appear whole or not at all.
+//! - The same request gives the same pictures on `flex`, whatever the batch and the number of threads.
 //!
 //! # Features
 //!

@@ -13,7 +13,6 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use clap::Parser;
 use cxr::core::atomic;
 use cxr::core::progress::Progress;
 use cxr::kernels::{DiffusionAutodiff, DiffusionBackend};
@@ -31,7 +30,7 @@ use self::labels::{Network, OfLabels, Seen};
 use self::set::Set;
 
 fn main() -> ExitCode {
-    let args = Args::parse();
+    let args = cxr_examples::arguments::parse::<Args>();
     stop_on_interrupt();
     show_warnings();
     exit(evaluate(args))

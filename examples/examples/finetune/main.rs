@@ -10,7 +10,6 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail, ensure};
 use burn::module::AutodiffModule;
-use clap::Parser;
 use cxr::core::atomic;
 use cxr::core::hash::{sha256_file, sha256_hex};
 use cxr::dataset::{Collection, Split};
@@ -33,7 +32,7 @@ use self::data::{Data, check_sizes, float};
 use self::pictures::Pictures;
 
 fn main() -> ExitCode {
-    let args = Args::parse();
+    let args = cxr_examples::arguments::parse::<Args>();
     stop_on_interrupt();
     show_warnings();
     let processes = match Processes::start() {

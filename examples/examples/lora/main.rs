@@ -43,7 +43,7 @@ struct Input {
 }
 
 fn main() -> ExitCode {
-    let args = Args::parse();
+    let args = cxr_examples::arguments::parse::<Args>();
     show_warnings();
     exit(run(args.command))
 }

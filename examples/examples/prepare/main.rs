@@ -10,7 +10,6 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use clap::Parser;
 use cxr::core::progress::Progress;
 use cxr::dataset::{Collection, ImageCache, ImageLoader, LeakageReport, Split, TokenFilter};
 use cxr::tokenizer::ClipTokenizer;
@@ -20,7 +19,7 @@ use cxr_examples::progress::{Terminal, show_warnings, stop_on_interrupt};
 use self::args::Args;
 
 fn main() -> ExitCode {
-    let args = Args::parse();
+    let args = cxr_examples::arguments::parse::<Args>();
     stop_on_interrupt();
     show_warnings();
     exit(prepare(&args))

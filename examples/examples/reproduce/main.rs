@@ -102,7 +102,7 @@ impl Args {
 }
 
 fn main() -> ExitCode {
-    let args = Args::parse().sized();
+    let args = cxr_examples::arguments::parse::<Args>().sized();
     stop_on_interrupt();
     let run_args = args.run.clone();
     exit(args.check().and_then(|()| run(&run_args, Reproduce(args))))

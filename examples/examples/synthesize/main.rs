@@ -11,7 +11,6 @@ use std::ops::ControlFlow;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail, ensure};
-use clap::Parser;
 use cxr::Synthesizer;
 use cxr::core::metadata::MetadataRow;
 use cxr::core::progress::Progress;
@@ -26,7 +25,7 @@ use self::folder::Folder;
 use self::prompts::Item;
 
 fn main() -> ExitCode {
-    let args = Args::parse();
+    let args = cxr_examples::arguments::parse::<Args>();
     stop_on_interrupt();
     show_warnings();
     exit(args.items().and_then(|items| synthesize(&args, &items)))

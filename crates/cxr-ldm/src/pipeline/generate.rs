@@ -6,6 +6,7 @@ use burn::tensor::{DType, Int, Tensor, TensorData, backend::Backend};
 use cxr_core::progress::{Progress, Silent};
 use cxr_kernels::DiffusionBackend;
 
+use super::guidance::{Rows, guide, is_guided};
 use super::image::InitialUse;
 use super::{Image, ImageNoise, ImageSettings, InitialImage, Request, StableDiffusion};
 use crate::Error;
@@ -259,9 +260,7 @@ impl<B: DiffusionBackend> StableDiffusion<B> {
         }
     }
 
-    /// The UNet's output with classifier-free guidance (Ho & Salimans 2022), both halves in one call.
-    ///
-    /// The sampler's latents are f32, whatever the dtype of the weights.
+    /// The UNet's output, guided as the request has it. The sampler's latents are f32, whatever the dtype of the weights.
     fn guided(
         &self,
         latents: Tensor<B, 4>,
@@ -270,20 +269,11 @@ impl<B: DiffusionBackend> StableDiffusion<B> {
         request: &Request,
     ) -> Tensor<B, 4> {
         let latents = latents.cast(self.parts.dtype);
-        let n = latents.dims()[0];
-        if !is_guided(request) {
-            return self.predict(latents, timestep, &condition.all);
-        }
-        if let (Some((low, high)), Some(prompts)) = (request.guidance_interval, &condition.prompts) {
-            let sigma = self.parts.schedule.sigma_at(timestep);
-            if !(low..=high).contains(&sigma) {
-                return self.predict(latents, timestep, prompts);
-            }
-        }
-        let both = self.predict(Tensor::cat(vec![latents.clone(), latents], 0), timestep, &condition.all);
-        let unconditional = both.clone().slice(0..n);
-        let conditional = both.slice(n..2 * n);
-        unconditional.clone() + (conditional - unconditional) * request.guidance
+        let sigma = self.parts.schedule.sigma_at(timestep);
+        guide(request, sigma, latents, |latents, rows| match (rows, &condition.prompts) {
+            (Rows::Prompts, Some(prompts)) => self.predict(latents, timestep, prompts),
+            _ => self.predict(latents, timestep, &condition.all),
+        })
     }
 
     fn predict(&self, latents: Tensor<B, 4>, timestep: f64, context: &Context<B>) -> Tensor<B, 4> {
@@ -340,11 +330,6 @@ impl<B: DiffusionBackend> StableDiffusion<B> {
             software: concat!("cxr ", env!("CARGO_PKG_VERSION")).into(),
         }
     }
-}
-
-/// At guidance 1 the unconditional half cancels out.
-fn is_guided(request: &Request) -> bool {
-    request.guidance != 1.0
 }
 
 /// All steps, or for an initial image those that its strength leaves.

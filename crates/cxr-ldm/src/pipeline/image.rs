@@ -205,6 +205,7 @@ impl Image {
             "euler" => "Euler",
             "euler-a" => "Euler a",
             "dpmpp-2m" => "DPM++ 2M",
+            "lcm" => "LCM",
             other => other,
         };
         let _ = write!(

@@ -22,6 +22,7 @@
 //! ```
 
 mod generate;
+mod guidance;
 mod image;
 mod noise;
 mod request;

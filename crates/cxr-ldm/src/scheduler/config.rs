@@ -42,7 +42,8 @@ pub enum TimestepSpacing {
 ///
 /// The file names one of diffusers' scheduler classes, but its settings are used with any sampler, as
 /// `OtherScheduler.from_config` does. A key that is absent then takes the default of the class of the sampler in
-/// use, not of the class in the file; the keys whose default differs between classes are `Option`s here.
+/// use, not of the class in the file; the keys whose default differs between classes are `Option`s here. The betas are
+/// the exception: diffusers' `LCMScheduler` has Stable Diffusion's by default, which every published file spells out.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct NoiseScheduleConfig {
     /// diffusers' class, which names the model's own [`sampler`](Self::sampler); no setting depends on it.
@@ -70,7 +71,7 @@ pub struct NoiseScheduleConfig {
     #[serde(default)]
     pub steps_offset: usize,
     /// The spread of the timesteps. Absent: DDIM and PNDM `leading`, Euler, Euler ancestral and DPM-Solver++
-    /// `linspace`.
+    /// `linspace`. LCM has its own and does not heed it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timestep_spacing: Option<TimestepSpacing>,
     /// Whether the noise levels are spread as Karras et al. 2022 have them. Absent: no. Euler and DPM-Solver++ heed
@@ -80,12 +81,18 @@ pub struct NoiseScheduleConfig {
     /// Whether PNDM leaves out its Runge-Kutta warm-up. Absent: no (diffusers' PNDM); published models say yes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub skip_prk_steps: Option<bool>,
-    /// Whether DDIM clips the predicted original to `clip_sample_range`. Absent: true (diffusers' DDIM).
+    /// Whether DDIM and LCM clip the predicted original to `clip_sample_range`. Absent: DDIM true, LCM false.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clip_sample: Option<bool>,
     /// The bound of that clipping.
     #[serde(default = "default_clip_range")]
     pub clip_sample_range: f64,
+    /// The steps of the solver that a latent consistency model was distilled from: the most that LCM takes. Absent: 50.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub original_inference_steps: Option<usize>,
+    /// What LCM multiplies timesteps by in its boundary condition. Absent: 10.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timestep_scaling: Option<f64>,
 }
 
 fn default_class() -> String {
@@ -127,6 +134,8 @@ impl NoiseScheduleConfig {
             skip_prk_steps: Some(true),
             clip_sample: Some(false),
             clip_sample_range: 1.0,
+            original_inference_steps: None,
+            timestep_scaling: None,
         }
     }
 
@@ -138,6 +147,7 @@ impl NoiseScheduleConfig {
             "EulerDiscreteScheduler" => Some(Sampler::Euler),
             "EulerAncestralDiscreteScheduler" => Some(Sampler::EulerAncestral),
             "DPMSolverMultistepScheduler" => Some(Sampler::DpmPp2m),
+            "LCMScheduler" => Some(Sampler::Lcm),
             _ => None,
         }
     }
@@ -176,6 +186,14 @@ impl NoiseScheduleConfig {
         }
         if self.clip_sample_range.is_nan() || self.clip_sample_range <= 0.0 {
             return wrong("clip_sample_range", self.clip_sample_range.to_string(), "above 0");
+        }
+        if let Some(steps) =
+            self.original_inference_steps.filter(|s| !(1..=self.num_train_timesteps).contains(s))
+        {
+            return wrong("original_inference_steps", steps.to_string(), "1 to num_train_timesteps");
+        }
+        if let Some(scaling) = self.timestep_scaling.filter(|s| !(*s > 0.0 && s.is_finite())) {
+            return wrong("timestep_scaling", scaling.to_string(), "above 0");
         }
         if self.steps_offset >= self.num_train_timesteps {
             return wrong("steps_offset", self.steps_offset.to_string(), "below num_train_timesteps");
@@ -274,6 +292,8 @@ mod tests {
                 "variance_type": null, "use_karras_sigmas": true, "lambda_min_clipped": -Infinity}"#,
             r#"{"_class_name": "DEISMultistepScheduler", "algorithm_type": "deis", "solver_type": "logrho"}"#,
             r#"{"_class_name": "DDPMScheduler", "variance_type": "fixed_small"}"#,
+            r#"{"_class_name": "LCMScheduler", "original_inference_steps": 50, "timestep_scaling": 10.0,
+                "timestep_spacing": "leading", "rescale_betas_zero_snr": false}"#,
         ] {
             NoiseScheduleConfig::from_json(json).unwrap();
         }
@@ -301,6 +321,9 @@ mod tests {
             (r#"{"prediction_type": "sample"}"#, "sample"),
             (r#"{"beta_start": 0.5, "beta_end": 0.1}"#, "beta_end"),
             (r#"{"num_train_timesteps": 0}"#, "num_train_timesteps"),
+            (r#"{"original_inference_steps": 0}"#, "original_inference_steps"),
+            (r#"{"original_inference_steps": 1001}"#, "original_inference_steps"),
+            (r#"{"timestep_scaling": 0.0}"#, "timestep_scaling"),
             (r#"[1, 2"#, "scheduler_config.json"),
         ] {
             let error = NoiseScheduleConfig::from_json(json).unwrap_err().to_string();

@@ -31,6 +31,7 @@ mod ddim;
 mod ddpm;
 mod dpmpp_2m;
 mod euler;
+mod lcm;
 mod levels;
 mod pndm;
 mod schedule;
@@ -64,6 +65,9 @@ pub enum Sampler {
     EulerAncestral,
     /// DPM-Solver++ 2M (Lu et al. 2022): better than the rest below some 30 steps.
     DpmPp2m,
+    /// Latent consistency sampling (Luo et al. 2023): 4 to 8 steps of a model, or an adapter, that was distilled for it,
+    /// with a guidance of 1 to 2; fresh noise in every step but the last.
+    Lcm,
 }
 
 /// What a sampler goes over.
@@ -85,15 +89,16 @@ impl Plan {
 
 impl Sampler {
     /// All of them, DDIM without fresh noise.
-    pub const ALL: [Self; 5] =
-        [Self::Ddim { eta: 0.0 }, Self::Pndm, Self::Euler, Self::EulerAncestral, Self::DpmPp2m];
+    pub const ALL: [Self; 6] =
+        [Self::Ddim { eta: 0.0 }, Self::Pndm, Self::Euler, Self::EulerAncestral, Self::DpmPp2m, Self::Lcm];
 
     /// Deterministic DDIM.
     pub fn ddim() -> Self {
         Self::Ddim { eta: 0.0 }
     }
 
-    /// The name in flags and metadata, which [`FromStr`] reads: `ddim`, `pndm`, `euler`, `euler-a`, `dpmpp-2m`.
+    /// The name in flags and metadata, which [`FromStr`] reads: `ddim`, `pndm`, `euler`, `euler-a`, `dpmpp-2m`,
+    /// `lcm`.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Ddim { .. } => "ddim",
@@ -101,6 +106,7 @@ impl Sampler {
             Self::Euler => "euler",
             Self::EulerAncestral => "euler-a",
             Self::DpmPp2m => "dpmpp-2m",
+            Self::Lcm => "lcm",
         }
     }
 
@@ -109,15 +115,17 @@ impl Sampler {
     /// As diffusers has them, quirks included: there can be more of them than `steps` (PNDM, `trailing` spacing).
     ///
     /// # Errors
-    /// [`Error::Steps`] if there are none or more than training timesteps, or fewer than the four of PNDM's warm-up;
-    /// also if an offset or very many steps would leave the trained range.
+    /// [`Error::Steps`] if there are none or more than training timesteps, fewer than the four of PNDM's warm-up, or
+    /// more than a latent consistency model was distilled over (50); also if an offset or very many steps would leave
+    /// the trained range. [`Error::SchedulerConfig`] if there are fewer training timesteps than those 50.
     pub fn timesteps(&self, schedule: &NoiseSchedule, steps: usize) -> Result<Vec<f64>, Error> {
         Ok(self.plan(schedule, steps)?.timesteps())
     }
 
     fn plan(&self, schedule: &NoiseSchedule, steps: usize) -> Result<Plan, Error> {
         let fewest = if *self == Self::Pndm { pndm::fewest_steps(schedule) } else { 1 };
-        schedule.check_steps(steps, fewest)?;
+        let limit = if *self == Self::Lcm { lcm::most_steps(schedule)? } else { schedule.train_timesteps() };
+        schedule.check_steps(steps, fewest, limit)?;
         let plan = match self {
             Self::Ddim { .. } => {
                 Plan::Timesteps { all: ddim::timesteps(schedule, steps), warm_up: Vec::new() }
@@ -134,6 +142,7 @@ impl Sampler {
                 check_range(schedule, steps, steps + 1)?;
                 Plan::Levels(dpmpp_2m::levels(schedule, steps))
             }
+            Self::Lcm => Plan::Timesteps { all: lcm::timesteps(schedule, steps, limit), warm_up: Vec::new() },
         };
         // a large offset or very many steps can leave the trained range, where diffusers would fail too
         let n = schedule.train_timesteps();
@@ -286,7 +295,8 @@ pub struct Sampled<B: Backend> {
 ///   [`Sampler::add_noise`] made.
 /// - `denoiser`: the UNet's output for latents at a timestep, in the meaning that the schedule's prediction type
 ///   says; guidance goes in here. What it gets has been scaled as the UNet was trained.
-/// - `noise`: standard normal numbers of a shape for a step; asked for by DDIM with `eta > 0` and by Euler ancestral.
+/// - `noise`: standard normal numbers of a shape for a step; asked for by DDIM with `eta > 0`, by Euler ancestral,
+///   and by LCM in all steps but the last.
 /// - `on_step`: called after every call of the denoiser; `Break` ends the loop there.
 ///
 /// Factors are taken in f64, the tensors keep their dtype.
@@ -324,6 +334,7 @@ pub fn sample<B: Backend>(
     };
     let latents = match (sampler, &plan) {
         (Sampler::Ddim { eta }, _) => ddim::sample(&mut run, latents, *eta),
+        (Sampler::Lcm, _) => lcm::sample(&mut run, latents),
         (Sampler::DpmPp2m, Plan::Levels(levels)) => dpmpp_2m::sample(&mut run, latents, levels),
         (_, Plan::Levels(levels)) => {
             euler::sample(&mut run, latents, levels, *sampler == Sampler::EulerAncestral)

@@ -103,11 +103,10 @@ impl NoiseSchedule {
         self.config.timestep_spacing.unwrap_or(default)
     }
 
-    /// Checks the number of steps against the training timesteps, and the fewest that a sampler takes.
-    pub(crate) fn check_steps(&self, steps: usize, fewest: usize) -> Result<(), Error> {
-        let n = self.train_timesteps();
-        if steps < fewest || steps > n {
-            return Err(Error::Steps { found: steps, fewest, limit: n });
+    /// Checks the number of steps against the fewest and the most that a sampler takes.
+    pub(crate) fn check_steps(&self, steps: usize, fewest: usize, limit: usize) -> Result<(), Error> {
+        if steps < fewest || steps > limit {
+            return Err(Error::Steps { found: steps, fewest, limit });
         }
         Ok(())
     }

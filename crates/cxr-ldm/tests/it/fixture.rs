@@ -44,7 +44,12 @@ pub(crate) struct Reference(BTreeMap<String, TensorData>);
 
 impl Reference {
     pub(crate) fn open() -> Self {
-        Self(tensors("reference.safetensors"))
+        Self::of("reference.safetensors")
+    }
+
+    /// Those of another file.
+    pub(crate) fn of(name: &str) -> Self {
+        Self(tensors(name))
     }
 
     pub(crate) fn data(&self, name: &str) -> TensorData {

@@ -3,6 +3,7 @@
 mod checkpoint;
 mod fixture;
 mod gradients;
+mod lcm;
 mod lora;
 mod models;
 mod pipeline;

@@ -16,7 +16,7 @@ use crate::fixture::{Reference, assert_meets, assert_misses, path, relative, ten
 /// The bar for the latents at the end of a loop.
 const BAR: f64 = 1e-3;
 
-const SAMPLERS: [&str; 5] = ["ddim", "pndm", "euler", "euler-a", "dpmpp-2m"];
+const SAMPLERS: [&str; 6] = ["ddim", "pndm", "euler", "euler-a", "dpmpp-2m", "lcm"];
 
 fn model() -> StableDiffusion<Flex> {
     StableDiffusion::load(path("model"), LoadOptions::default(), &Default::default()).unwrap()
