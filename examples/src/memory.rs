@@ -1,8 +1,9 @@
 //! How much memory a run will take, and whether it is there, before anything is loaded.
 //!
 //! Parameters are counted; activations are a number of floats for each pixel of the latents or of the picture, times
-//! the channels of the network's finest level. The numbers were fitted to the peaks that `/usr/bin/time -v` saw on
-//! `flex` (docs/performance.md has both); a GPU's memory is not looked at.
+//! the channels of the network's finest level, and, in the UNet, one more than the residual blocks of a level. The
+//! numbers were fitted to the peaks that `/usr/bin/time -v` saw on `flex` with two models that lie a hundred times
+//! apart, and are within a third of them (the tests have the peaks). A GPU's memory is not looked at.
 
 use anyhow::{Result, bail};
 use burn::tensor::FloatDType;
@@ -14,18 +15,18 @@ use sysinfo::{MemoryRefreshKind, RefreshKind, System};
 
 use crate::exit::{Code, OrExit};
 
-/// The program itself, and what the allocator keeps for later.
-const PROCESS: f64 = 0.15e9;
-/// Floats of the UNet for each pixel of the latents and channel of its finest level, forward.
-const UNET: f64 = 60.0;
+/// The program itself, and what the allocator keeps for later, in bytes.
+const PROCESS: f64 = 0.08e9;
+/// What loading weights takes besides them, by their size.
+const LOADING: f64 = 0.07;
+/// Floats of the UNet for each pixel of the latents, channel of its finest level and residual block, forward.
+const UNET: f64 = 20.0;
 /// The same, kept for a backward pass.
-const UNET_BACKWARD: f64 = 290.0;
+const UNET_BACKWARD: f64 = 97.0;
 /// The same, where it goes back block by block.
-const UNET_BY_BLOCK: f64 = 127.0;
-/// Floats of the decoder for each pixel of the picture and channel of its finest level.
-const DECODER: f64 = 10.0;
-/// The same of the encoder.
-const ENCODER: f64 = 6.0;
+const UNET_BY_BLOCK: f64 = 42.0;
+/// Floats of the decoder for each pixel of the picture and channel of its finest level; of the encoder not more.
+const DECODER: f64 = 13.0;
 /// Side of a tile of the decoder, in pixels.
 const TILE: usize = 512;
 
@@ -46,8 +47,8 @@ pub struct Sizes {
     pub unet: usize,
     /// Parameters of the autoencoder.
     pub vae: usize,
-    /// Channels of the UNet's finest level.
-    unet_channels: usize,
+    /// Channels of the UNet's finest level, times one more than its residual blocks.
+    unet_units: usize,
     /// Channels of the autoencoder's finest level.
     vae_channels: usize,
     /// Pixels of a picture's side for one of the latents'.
@@ -104,7 +105,8 @@ impl Sizes {
                     text: parameters::count(&parts.text).0,
                     unet: parameters::count(&parts.unet).0,
                     vae: parameters::count(&parts.vae).0,
-                    unet_channels: self.0.unet.block_out_channels.first().copied().unwrap_or(1),
+                    unet_units: self.0.unet.block_out_channels.first().copied().unwrap_or(1)
+                        * (1 + self.0.unet.layers_per_block),
                     vae_channels: self.0.vae.block_out_channels.first().copied().unwrap_or(1),
                     factor: self.0.vae.factor(),
                 })
@@ -123,23 +125,22 @@ impl Sizes {
     pub fn pictures(&self, of: &PictureBatch) -> u64 {
         let latents = (of.width / self.factor * (of.height / self.factor)) as f64;
         let through = (of.batch * if of.guided { 2 } else { 1 }) as f64;
-        let unet = self.activations(UNET, latents * through, self.unet_channels);
+        let unet = self.activations(UNET, latents * through, self.unet_units);
         let picture = of.width * of.height;
         let pixels = (of.decoded * if of.tiled { picture.min(TILE * TILE) } else { picture }) as f64;
         let decoder = self.activations(DECODER, pixels, self.vae_channels);
-        (PROCESS + self.all() as f64 * bytes(of.dtype) + unet.max(decoder)) as u64
+        (PROCESS + loaded(self.all(), of.dtype) + unet.max(decoder)) as u64
     }
 
     /// Bytes that fine-tuning an adapter takes at most, `encoded` pictures going through the encoder at once before.
     pub fn training(&self, of: &TrainingBatch, encoded: usize) -> u64 {
         let side = of.side / self.factor;
         let kept = if of.by_block { UNET_BY_BLOCK } else { UNET_BACKWARD };
-        let step = self.activations(kept, (side * side * of.batch) as f64, self.unet_channels);
-        let unet = self.unet as f64 * bytes(of.dtype);
+        let step = self.activations(kept, (side * side * of.batch) as f64, self.unet_units);
+        let unet = loaded(self.unet, of.dtype);
         let pixels = (of.side * of.side * encoded) as f64;
-        let encoder =
-            self.activations(ENCODER, pixels, self.vae_channels) + self.vae as f64 * bytes(of.dtype);
-        let text = self.text as f64 * bytes(of.dtype);
+        let encoder = self.activations(DECODER, pixels, self.vae_channels) + loaded(self.vae, of.dtype);
+        let text = loaded(self.text, of.dtype);
         let mut most = (unet + step).max(encoder).max(text);
         if of.samples > 0 {
             let (width, dtype) = (of.side, of.dtype);
@@ -162,7 +163,7 @@ impl Sizes {
     pub fn pretraining(&self, side: usize, batch: usize, pool: usize) -> u64 {
         let weights = 5.0 * 4.0 * (self.text + self.unet) as f64 + 4.0 * self.vae as f64;
         let latents = (side / self.factor * (side / self.factor)) as f64;
-        let step = self.activations(UNET_BACKWARD, latents * batch as f64, self.unet_channels);
+        let step = self.activations(UNET_BACKWARD, latents * batch as f64, self.unet_units);
         // Grey pixels, and mean and deviation of four channels.
         let kept = 4.0 * pool as f64 * ((side * side) as f64 + 2.0 * 4.0 * latents);
         (PROCESS + weights + step + kept) as u64
@@ -171,6 +172,11 @@ impl Sizes {
     fn activations(&self, floats: f64, pixels: f64, channels: usize) -> f64 {
         4.0 * floats * pixels * channels as f64
     }
+}
+
+/// Bytes of so many weights while they are loaded.
+fn loaded(parameters: usize, dtype: FloatDType) -> f64 {
+    (1.0 + LOADING) * parameters as f64 * bytes(dtype)
 }
 
 /// Bytes of a weight.

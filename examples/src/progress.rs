@@ -13,6 +13,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 const WATCHED: Duration = Duration::from_secs(1);
 /// What is over sooner needs no estimate.
 const LONG: f64 = 30.0;
+/// A stage of fewer parts has unequal ones as a rule: the first says nothing of the others.
+const PARTS: u64 = 20;
 /// Seconds between two plain lines.
 const LINE_EVERY: Duration = Duration::from_secs(15);
 
@@ -109,7 +111,10 @@ impl Stage {
     /// How long the stage takes in all, by what is done so far; once, as soon as that can be said.
     fn estimate(&mut self, done: u64, first: u64) -> Option<f64> {
         let elapsed = self.started.elapsed();
-        let total = self.total.filter(|_| !self.estimated && done > first && elapsed >= WATCHED)?;
+        let total = self.total.filter(|total| *total >= PARTS)?;
+        if self.estimated || done <= first || elapsed < WATCHED {
+            return None;
+        }
         self.estimated = true;
         let all = elapsed.as_secs_f64() / (done - first) as f64 * total.saturating_sub(first) as f64;
         (all >= LONG).then_some(all)
@@ -304,7 +309,8 @@ mod tests {
         let all = long.estimate(102, 100).unwrap();
         assert!((1800.0..1900.0).contains(&all), "{all}");
         assert_eq!(long.estimate(103, 100), None);
-        assert_eq!(stage(4, Some(10)).estimate(2, 0), None, "20 seconds");
+        assert_eq!(stage(2, Some(25)).estimate(2, 0), None, "25 seconds");
+        assert_eq!(stage(40, Some(16)).estimate(1, 0), None, "few parts");
         assert_eq!(stage(4, None).estimate(2, 0), None);
         assert_eq!(stage(0, Some(1000)).estimate(2, 0), None, "too early to say");
     }

@@ -82,7 +82,8 @@ impl OfLabels {
                 Some(
                     MetricsError::TooFewSamples { .. }
                     | MetricsError::SharedGroups { .. }
-                    | MetricsError::NoLabels { .. },
+                    | MetricsError::NoLabels { .. }
+                    | MetricsError::NotConverged { .. },
                 ) => {
                     self.not_available
                         .push(NotAvailable { figure: figure.into(), why: format!("{error:#}") });
