@@ -90,14 +90,14 @@ impl Parts<'_> {
             },
         ];
         let copies = stages.path("copies.png");
-        if self.copies.result.flagged > 0 && copies.is_file() {
-            figures.push(Figure {
-                caption:
-                    "Pictures that look like copies, each beside the training radiograph that it looks like"
-                        .into(),
-                path: copies,
-                wide: true,
-            });
+        if copies.is_file() {
+            let caption = match self.copies.result.flagged {
+                0 => {
+                    "The pictures that are nearest to a training radiograph, each beside it; none is flagged"
+                }
+                _ => "Pictures that look like copies, each beside the training radiograph that it looks like",
+            };
+            figures.push(Figure { caption: caption.into(), path: copies, wide: true });
         }
         Ok(figures)
     }

@@ -85,7 +85,7 @@ fn copies(copies: &Copies) -> Table {
 fn findings(checked: &Checked) -> Table {
     let title = "Does a picture show its findings?".to_owned();
     let Some(adapted) = &checked.adapted.findings else {
-        return Table { title, notes: why(&checked.adapted, "findings"), ..Table::default() };
+        return lacking(&title, &checked.adapted, "findings");
     };
     let head = [
         "Finding",
@@ -129,7 +129,7 @@ fn findings(checked: &Checked) -> Table {
 fn usefulness(checked: &Checked) -> Table {
     let title = "What does a classifier learn from the adapted model's pictures?".to_owned();
     let Some(report) = &checked.adapted.usefulness else {
-        return Table { title, notes: why(&checked.adapted, "usefulness"), ..Table::default() };
+        return lacking(&title, &checked.adapted, "usefulness");
     };
     let head = [
         "Finding".to_owned(),
@@ -156,6 +156,12 @@ fn usefulness(checked: &Checked) -> Table {
     )];
     notes.extend(report.notes.iter().cloned());
     Table { title, head: head.into(), rows, notes }
+}
+
+/// The table of what cannot be measured.
+fn lacking(title: &str, labels: &OfLabels, name: &str) -> Table {
+    let rows = why(labels, name).into_iter().map(|why| (name.to_owned(), why)).collect();
+    Table::of_values(title, rows)
 }
 
 /// Why a figure is not there.
@@ -244,6 +250,14 @@ fn flatten(prefix: &str, value: &Value, rows: &mut Vec<(String, String)>) {
             }
         }
         Value::String(text) => rows.push((format!("fine-tuning: {prefix}"), text.clone())),
+        Value::Number(number) if number.is_f64() => {
+            // Settings of single precision are not meant to the digits of double.
+            let value = number.as_f64().unwrap_or(f64::NAN);
+            let single = value as f32;
+            let same = f64::from(single) == value;
+            let text = if same { single.to_string() } else { value.to_string() };
+            rows.push((format!("fine-tuning: {prefix}"), text));
+        }
         other => rows.push((format!("fine-tuning: {prefix}"), other.to_string())),
     }
 }

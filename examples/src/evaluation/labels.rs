@@ -161,8 +161,8 @@ pub fn measure(
             out.findings = out.available("findings", report.map_err(Into::into))?;
         }
         None => {
-            let why = "they need a network that knows findings (--densenet), or --train with a table whose `labels` have 10 images with and without a \
-                       finding";
+            let why = "they need a network that knows findings (--densenet), or training images (--train) with a table \
+                       whose `labels` have 10 images with and without a finding";
             out.not_available.push(NotAvailable { figure: "findings".into(), why: why.into() });
         }
     }
@@ -181,8 +181,7 @@ pub fn measure(
             out.usefulness = out.available("usefulness", report.map_err(Into::into))?;
         }
         None => {
-            let why =
-                "it needs --train with a table whose `labels` have 10 images with and without a finding";
+            let why = "it needs training images (--train) with a table whose `labels` have 10 images with and without a finding";
             out.not_available.push(NotAvailable { figure: "usefulness".into(), why: why.into() });
         }
     }
