@@ -28,6 +28,7 @@ pub(crate) fn finetune<B: DiffusionAutodiff>(
 ) -> Result<Done<Finetuned>> {
     let config = &settings.finetune;
     let key = stage::key(&json!({ "model": base.hash, "data": data.key(), "settings": config }))?;
+    stages.recall("lora", &key)?;
     let record = stages.path("lora/done.json");
     let whole = |_: &Finetuned| [ADAPTER, CURVE].iter().all(|file| stages.path(file).is_file());
     if let Some(done) = stages.found(Stage::Finetune, &record, &key, whole)? {

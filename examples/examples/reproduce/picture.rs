@@ -66,6 +66,7 @@ pub(crate) fn make<B: DiffusionBackend>(
         "model": base.hash, "adapter": adapter.map(sha256_file).transpose()?, "prompts": prompts, "side": side,
         "dtype": settings.finetune.base_dtype, "steps": steps, "guidance": guidance, "seed": seed,
     }))?;
+    stages.recall(kind.folder, &key)?;
     let in_place = stages.path(kind.folder);
     let files = |folder: &Path| (0..count).map(|i| folder.join(name(i))).collect::<Vec<PathBuf>>();
     let whole = |_: &usize| {

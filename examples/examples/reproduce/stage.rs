@@ -130,6 +130,14 @@ impl Stages<'_> {
         Ok(done)
     }
 
+    /// Takes the folder of a stage with these settings back from where it was put aside, if it was.
+    pub(crate) fn recall(&self, name: &str, key: &str) -> Result<()> {
+        if self.out.join(format!("{name}-{key}")).is_dir() {
+            self.folder(name, key)?;
+        }
+        Ok(())
+    }
+
     /// The folder of a stage with these settings: as an earlier call left it, or new. One of other settings is put
     /// aside under a name with its key, and is found again there when its settings come back: hours of work may be in
     /// it.
