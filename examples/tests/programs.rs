@@ -97,7 +97,7 @@ fn what_is_shown_is_what_was_asked_for() {
     let picture = |more: &[&str], name: &str| {
         let out = folder.path().join(name);
         let arguments = ["--device", "flex", "--prompt", "Effusion.", "--steps", "1", "--out"];
-        run("synthesize", &[&arguments, &[out.to_str().unwrap()], more].concat())
+        run("synthesize", &[&arguments[..], &[out.to_str().unwrap()], more].concat())
     };
     let (code, result, usual) = picture(&[], "usual");
     assert_eq!(code, Some(0), "{usual}");
