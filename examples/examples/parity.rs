@@ -21,7 +21,8 @@ use cxr::lora::{self, Adaptable, TEXT_ENCODER, UNET};
 use cxr::trainer::{Diffusion, DrawnSample, LearningRate, Objective, Sample, TrainConfig, train};
 use cxr_examples::arguments::Lora;
 use cxr_examples::backend::{DtypeArg, Job, RunArgs, exit, run};
-use cxr_examples::progress::Terminal;
+use cxr_examples::exit::EXIT_CODES;
+use cxr_examples::progress::{Terminal, show_log};
 
 /// Runs one component of a model on the tensors of a safetensors file, and writes what it makes of them.
 ///
@@ -36,7 +37,7 @@ use cxr_examples::progress::Terminal;
 /// train-run: the same with a first dimension more, [steps, ...]: that many steps of the trainer's loop with Adam, to
 /// `loss` [steps], and what has become of each tensor of the one `--lora` under its name.
 #[derive(Debug, Parser)]
-#[command(version, verbatim_doc_comment)]
+#[command(version, after_help = EXIT_CODES, verbatim_doc_comment)]
 struct Args {
     /// Folder in diffusers' layout, single-file checkpoint, or repository; the scheduler alone does without, and is
     /// then that of Stable Diffusion 1.5.
@@ -86,6 +87,7 @@ enum Component {
 
 fn main() -> ExitCode {
     let args = cxr_examples::arguments::parse::<Args>();
+    show_log(args.run.verbose);
     let run_args = args.run.clone();
     exit(run(&run_args, Parity(args)))
 }

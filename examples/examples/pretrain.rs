@@ -37,7 +37,9 @@ use cxr_examples::demo::latents::Strength;
 use cxr_examples::demo::pictures::grey_image;
 use cxr_examples::demo::thumbnails::Thumbnails;
 use cxr_examples::demo::{self, latents};
-use cxr_examples::progress::{Terminal, Titled, stop_on_interrupt};
+use cxr_examples::exit::EXIT_CODES;
+use cxr_examples::memory::{self, MemoryArgs, Sizes};
+use cxr_examples::progress::{Terminal, Titled, show_log, stop_on_interrupt};
 use serde_json::json;
 
 /// The parts of the work; none needs the one before it but the model the autoencoder.
@@ -53,7 +55,7 @@ enum Stage {
 
 /// Trains the embedded base model and the small feature extractor from scratch.
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(version, after_help = EXIT_CODES)]
 struct Args {
     /// Where checkpoints, logs and the model go; an interrupted run in it is continued.
     #[arg(long, default_value = "out/pretrain")]
@@ -88,6 +90,8 @@ struct Args {
     /// Run this stage alone (the model wants the autoencoder's checkpoints).
     #[arg(long, value_enum)]
     only: Option<Stage>,
+    #[command(flatten)]
+    memory: MemoryArgs,
     /// Seed of every random number.
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -98,8 +102,9 @@ struct Args {
 fn main() -> ExitCode {
     let args = cxr_examples::arguments::parse::<Args>();
     stop_on_interrupt();
+    show_log(args.run.verbose);
     let run_args = args.run.clone();
-    exit(run(&run_args, Pretrain(args)))
+    exit(args.check_memory().and_then(|()| run(&run_args, Pretrain(args))))
 }
 
 struct Pretrain(Args);
@@ -192,6 +197,15 @@ fn model_config() -> Result<ModelConfig> {
 }
 
 impl Args {
+    /// That training the larger part has room.
+    fn check_memory(&self) -> Result<()> {
+        let config = model_config()?;
+        let side = config.unet.sample_size * config.vae.factor();
+        let needed = Sizes::of(&config)?.pretraining(side, self.denoiser_batch, self.pool);
+        let advice = "a smaller --denoiser-batch or --pool takes less";
+        memory::check(needed, self.run.device, self.memory, self.run.quiet, advice)
+    }
+
     /// The command that makes the same files, wherever it puts them.
     fn command(&self) -> String {
         format!(

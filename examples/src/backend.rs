@@ -1,22 +1,36 @@
 //! The backend of an example program: chosen on its command line, named to the user.
 
-use std::process::ExitCode;
-
 use anyhow::Result;
 use burn::tensor::FloatDType;
 use cxr::device::{DeviceSpec, Program, built, dispatch};
 use cxr::kernels::DiffusionAutodiff;
 
-/// `--device` and `--quiet`, which every program has.
+pub use crate::exit::exit;
+
+/// `--device`, `--quiet` and `--verbose`, which every program has that computes.
 #[derive(Debug, Clone, clap::Args)]
 pub struct RunArgs {
     /// Device: `auto`, `flex` (CPU), `cuda[:N]`, `wgpu[:N|:cpu|:integrated]`, `tch[:N]`; what this binary was not
     /// built with is refused.
     #[arg(long, default_value = "auto")]
     pub device: DeviceSpec,
-    /// Show no progress.
-    #[arg(long)]
+    /// Show no progress; warnings and errors are shown all the same.
+    #[arg(short, long, conflicts_with = "verbose")]
     pub quiet: bool,
+    /// Show what the libraries report; twice: everything.
+    #[arg(short, long, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+}
+
+/// `--quiet` and `--verbose` of a program without a device.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Talk {
+    /// Show no progress; warnings and errors are shown all the same.
+    #[arg(short, long, conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// Show what the libraries report; twice: everything.
+    #[arg(short, long, action = clap::ArgAction::Count)]
+    pub verbose: u8,
 }
 
 /// A program over any backend, which may fail.
@@ -45,17 +59,6 @@ pub fn run(args: &RunArgs, job: impl Job) -> Result<()> {
         }
     }
     dispatch(args.device, Named(job, args.quiet))?
-}
-
-/// Ends `main`: prints the chain of what went wrong.
-pub fn exit(result: Result<()>) -> ExitCode {
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
 }
 
 /// `--dtype`.

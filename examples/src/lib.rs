@@ -3,6 +3,10 @@
 pub mod arguments;
 pub mod backend;
 pub mod demo;
+pub mod evaluation;
+pub mod exit;
+pub mod finetune;
+pub mod memory;
 pub mod progress;
 pub mod ranks;
 pub mod report;

@@ -9,6 +9,12 @@ use std::time::{Duration, Instant};
 use cxr::core::progress::Progress;
 use indicatif::{ProgressBar, ProgressStyle};
 
+/// How long a stage is watched before it is said how long it will take: longer than a first step that is fast.
+const WATCHED: Duration = Duration::from_secs(1);
+/// What is over sooner needs no estimate.
+const LONG: f64 = 30.0;
+/// A stage of fewer parts has unequal ones as a rule: the first says nothing of the others.
+const PARTS: u64 = 20;
 /// Seconds between two plain lines.
 const LINE_EVERY: Duration = Duration::from_secs(15);
 
@@ -19,7 +25,7 @@ static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 pub fn stop_on_interrupt() {
     let asked = ctrlc::set_handler(|| {
         if INTERRUPTED.swap(true, Ordering::SeqCst) {
-            std::process::exit(130);
+            std::process::exit(crate::exit::Code::Stopped as i32);
         }
         eprintln!("\nstopping after this step; press Ctrl-C again to end at once");
     });
@@ -28,24 +34,53 @@ pub fn stop_on_interrupt() {
     }
 }
 
-/// Shows the libraries' warnings on standard error.
+/// Shows what is logged on standard error: warnings of this project's libraries, with `verbose` 1 all that they report,
+/// with more that of other libraries too.
+struct Log {
+    verbose: u8,
+}
+
+impl log::Log for Log {
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+        let own = metadata.target().starts_with("cxr");
+        match self.verbose {
+            0 => own && metadata.level() <= log::Level::Warn,
+            1 => own,
+            _ => own || metadata.level() <= log::Level::Debug,
+        }
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        if self.enabled(record.metadata()) {
+            let level = match record.level() {
+                log::Level::Error => "error",
+                log::Level::Warn => "warning",
+                log::Level::Info => "info",
+                log::Level::Debug => "debug",
+                log::Level::Trace => "trace",
+            };
+            eprintln!("{level}: {}", record.args());
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+static LOGS: [Log; 3] = [Log { verbose: 0 }, Log { verbose: 1 }, Log { verbose: 2 }];
+
+/// Shows the libraries' warnings on standard error, from `verbose` 1 on what they report besides, from 2 on
+/// everything, other libraries' included.
+pub fn show_log(verbose: u8) {
+    let logger = &LOGS[usize::from(verbose).min(LOGS.len() - 1)];
+    // A logger that is there already was installed by the program that calls this.
+    if log::set_logger(logger).is_ok() {
+        log::set_max_level(if verbose == 0 { log::LevelFilter::Warn } else { log::LevelFilter::Trace });
+    }
+}
+
+/// [`show_log`] of warnings alone.
 pub fn show_warnings() {
-    struct Warnings;
-    impl log::Log for Warnings {
-        fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
-            metadata.level() <= log::Level::Warn && metadata.target().starts_with("cxr")
-        }
-        fn log(&self, record: &log::Record<'_>) {
-            if self.enabled(record.metadata()) {
-                let level = if record.level() == log::Level::Warn { "warning" } else { "error" };
-                eprintln!("{level}: {}", record.args());
-            }
-        }
-        fn flush(&self) {}
-    }
-    if log::set_logger(&Warnings).is_ok() {
-        log::set_max_level(log::LevelFilter::Warn);
-    }
+    show_log(0);
 }
 
 /// Whether Ctrl-C was pressed.
@@ -68,6 +103,22 @@ struct Stage {
     last_line: Instant,
     /// Done when the stage was first heard of: a resumed run does not start at zero.
     first: Option<u64>,
+    /// Whether it was said how long it will take.
+    estimated: bool,
+}
+
+impl Stage {
+    /// How long the stage takes in all, by what is done so far; once, as soon as that can be said.
+    fn estimate(&mut self, done: u64, first: u64) -> Option<f64> {
+        let elapsed = self.started.elapsed();
+        let total = self.total.filter(|total| *total >= PARTS)?;
+        if self.estimated || done <= first || elapsed < WATCHED {
+            return None;
+        }
+        self.estimated = true;
+        let all = elapsed.as_secs_f64() / (done - first) as f64 * total.saturating_sub(first) as f64;
+        (all >= LONG).then_some(all)
+    }
 }
 
 impl Terminal {
@@ -110,6 +161,7 @@ impl Progress for Terminal {
                 started: now,
                 last_line: now,
                 first: None,
+                estimated: false,
             });
         });
     }
@@ -118,6 +170,13 @@ impl Progress for Terminal {
         self.with_stage(|slot| {
             let Some(stage) = slot else { return };
             let first = *stage.first.get_or_insert(done.saturating_sub(1));
+            if let Some(all) = stage.estimate(done, first) {
+                let line = format!("{}: about {} by its first steps", stage.name, seconds_text(all));
+                match &stage.bar {
+                    Some(bar) => bar.println(line),
+                    None => eprintln!("{line}"),
+                }
+            }
             if let Some(bar) = &stage.bar {
                 if bar.position() == 0 && first > 0 {
                     bar.set_position(first);
@@ -232,6 +291,28 @@ mod tests {
             self.0.lock().unwrap().push((done, String::new()));
             if done == 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         }
+    }
+
+    #[test]
+    fn how_long_a_stage_takes_is_said_once_and_only_of_long_ones() {
+        let stage = |seconds: u64, total| Stage {
+            name: "steps".into(),
+            bar: None,
+            total,
+            started: Instant::now().checked_sub(Duration::from_secs(seconds)).unwrap(),
+            last_line: Instant::now(),
+            first: None,
+            estimated: false,
+        };
+        // A run that goes on from step 100: two steps took 4 seconds, 900 are to be made.
+        let mut long = stage(4, Some(1000));
+        let all = long.estimate(102, 100).unwrap();
+        assert!((1800.0..1900.0).contains(&all), "{all}");
+        assert_eq!(long.estimate(103, 100), None);
+        assert_eq!(stage(2, Some(25)).estimate(2, 0), None, "25 seconds");
+        assert_eq!(stage(40, Some(16)).estimate(1, 0), None, "few parts");
+        assert_eq!(stage(4, None).estimate(2, 0), None);
+        assert_eq!(stage(0, Some(1000)).estimate(2, 0), None, "too early to say");
     }
 
     #[test]

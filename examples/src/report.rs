@@ -47,13 +47,25 @@ pub struct Figure {
     pub wide: bool,
 }
 
-/// Rows of a name and a value.
-#[derive(Debug, Clone, Serialize)]
+/// A table with a heading.
+#[derive(Debug, Clone, Default, Serialize)]
 pub struct Table {
     /// Heading.
     pub title: String,
-    /// Name and value.
-    pub rows: Vec<(String, String)>,
+    /// Names of the columns; empty for rows of a name and a value.
+    pub head: Vec<String>,
+    /// Cells of each row, the first of which names it.
+    pub rows: Vec<Vec<String>>,
+    /// What a reader has to know, below the table.
+    pub notes: Vec<String>,
+}
+
+impl Table {
+    /// Rows of a name and a value.
+    pub fn of_values(title: &str, rows: Vec<(String, String)>) -> Self {
+        let rows = rows.into_iter().map(|(name, value)| vec![name, value]).collect();
+        Self { title: title.into(), rows, ..Self::default() }
+    }
 }
 
 const HTML: &str = include_str!("report.html.jinja");
@@ -120,7 +132,15 @@ mod tests {
                 floor: "0.5".into(),
             }],
             figures: vec![Figure { caption: "a dot".into(), path: path.clone(), wide: true }],
-            tables: vec![Table { title: "Settings".into(), rows: vec![("seed".into(), "7".into())] }],
+            tables: vec![
+                Table::of_values("Settings", vec![("seed".into(), "7 | 8".into())]),
+                Table {
+                    title: "Findings".into(),
+                    head: vec!["Finding".into(), "A".into(), "B".into()],
+                    rows: vec![vec!["Mass".into(), "0.5".into(), "0.6".into()]],
+                    notes: vec!["Few pictures.".into()],
+                },
+            ],
         };
         write(&report, folder.path()).unwrap();
         let html = std::fs::read_to_string(folder.path().join("report.html")).unwrap();
@@ -130,6 +150,14 @@ mod tests {
         let markdown = std::fs::read_to_string(folder.path().join("report.md")).unwrap();
         assert!(markdown.contains("| distance | 2 | 1 | -1 | 0.5 |"), "{markdown}");
         assert!(markdown.contains("![a dot](dot.png)"), "{markdown}");
+        assert!(markdown.contains("| seed | 7 \\| 8 |"), "{markdown}");
+        assert!(
+            markdown.contains("| Finding | A | B |\n|---|---|---|\n| Mass | 0.5 | 0.6 |\n"),
+            "{markdown}"
+        );
+        for text in ["<th>B</th>", "<td>0.6</td>", "Few pictures."] {
+            assert!(html.contains(text), "no {text}");
+        }
 
         std::fs::remove_file(&path).unwrap();
         let error = write(&report, folder.path()).unwrap_err().to_string();

@@ -257,6 +257,7 @@ impl<'a, B: AutodiffBackend, O: Objective<B>> Run<'a, B, O> {
         expect_same(ranks, &format!("{step:x}"), "checkpoints in their folder")?;
         if let Some((_, newest)) = newest {
             run.load(folder, &newest)?;
+            log::info!("going on from {}", newest.display());
         }
         Ok(run)
     }

@@ -7,11 +7,14 @@ use clap::Parser;
 use cxr::metrics::Evaluation;
 use cxr::metrics::inception::ResizeMode;
 use cxr_examples::backend::RunArgs;
+use cxr_examples::evaluation::InceptionArgs;
+use cxr_examples::evaluation::labels::Resampling;
+use cxr_examples::exit::EXIT_CODES;
 
 /// Measures synthetic radiographs against real ones: FID, Inception Score, KID, precision and its kin, diversity, and
 /// a search for copies of training images. Every figure carries N, interval, and what real images score at that N.
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(version, after_help = EXIT_CODES)]
 pub(crate) struct Args {
     /// Real images that the model has not seen: a folder (with a metadata.jsonl or metadata.csv, or without), a .csv
     /// or .jsonl table, or statistics as pytorch-fid keeps them (.npz).
@@ -29,14 +32,8 @@ pub(crate) struct Args {
     /// Folder for metrics.json, metrics.md, copies.csv and copies.png.
     #[arg(long, value_name = "DIR", default_value = "out/evaluate")]
     pub(crate) out: PathBuf,
-    /// Weights of InceptionV3: pytorch-fid's or torch-fidelity's .pth, or safetensors [default: what
-    /// CXR_INCEPTION_WEIGHTS names, or what --fetch has fetched].
-    #[arg(long, value_name = "FILE")]
-    pub(crate) inception: Option<PathBuf>,
-    /// Fetch the weights (96 MB) from their public address, if there are none yet.
-    #[cfg(feature = "hub")]
-    #[arg(long)]
-    pub(crate) fetch: bool,
+    #[command(flatten)]
+    pub(crate) inception: InceptionArgs,
     /// Weights of torchxrayvision's DenseNet-121 (its state_dict, or safetensors), for copies, findings and usefulness;
     /// without, Inception's features, and findings by linear heads that --train teaches.
     #[arg(long, value_name = "FILE")]
@@ -99,6 +96,11 @@ impl Args {
 
     pub(crate) fn real_is_statistics(&self) -> bool {
         self.real.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("npz"))
+    }
+
+    /// How findings and usefulness are given intervals.
+    pub(crate) fn resampling(&self) -> Resampling {
+        Resampling { replicates: self.replicates.unwrap_or(1000), seed: self.seed }
     }
 
     /// How sets of these sizes are compared.

@@ -5,10 +5,11 @@ use cxr::core::progress::Progress;
 use cxr::kernels::DiffusionBackend;
 use cxr::metrics::inception::InceptionExtractor;
 use cxr::metrics::{Card, Evaluation, Extraction, FeatureExtractor, ImageSource, Moments, NEAREST_K};
+use cxr_examples::evaluation::Set;
+use cxr_examples::evaluation::labels::NotAvailable;
 use serde::Serialize;
 
 use crate::args::Args;
-use crate::set::Set;
 
 /// The real side.
 pub(crate) enum Real<'a> {
@@ -33,13 +34,6 @@ pub(crate) struct Measured {
     pub(crate) not_available: Vec<NotAvailable>,
 }
 
-/// A figure that is not given, never a made-up number.
-#[derive(Debug, Clone, Serialize)]
-pub(crate) struct NotAvailable {
-    pub(crate) figure: &'static str,
-    pub(crate) why: String,
-}
-
 pub(crate) fn measure<B: DiffusionBackend>(
     args: &Args,
     extractor: &InceptionExtractor<B>,
@@ -50,7 +44,9 @@ pub(crate) fn measure<B: DiffusionBackend>(
 ) -> Result<Measured> {
     let evaluation = args.evaluation(real.count().max(set.len()));
     let mut measured = Measured { card: Card::default(), not_available: Vec::new() };
-    let mut lacks = |figure, why: &str| measured.not_available.push(NotAvailable { figure, why: why.into() });
+    let mut lacks = |figure: &str, why: &str| {
+        measured.not_available.push(NotAvailable { figure: figure.into(), why: why.into() });
+    };
     let figures = &mut measured.card.figures;
     let against = || format!("{} against --real {}", set.shown(), args.real.display());
     match real {
@@ -103,7 +99,7 @@ fn diversity(
     progress: &dyn Progress,
 ) -> Result<()> {
     let mut lacks = |why: &str| {
-        measured.not_available.push(NotAvailable { figure: "ms_ssim_within_prompt", why: why.into() });
+        measured.not_available.push(NotAvailable { figure: "ms_ssim_within_prompt".into(), why: why.into() });
     };
     let Some(prompts) = set.prompts() else {
         lacks("the folder has no metadata.jsonl with prompts");

@@ -3,10 +3,7 @@
 //! what they teach.
 
 mod args;
-mod copies;
 mod distances;
-mod labels;
-mod set;
 mod table;
 
 use std::path::{Path, PathBuf};
@@ -14,34 +11,35 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use cxr::core::atomic;
-use cxr::core::progress::Progress;
 use cxr::kernels::{DiffusionAutodiff, DiffusionBackend};
 use cxr::metrics::densenet::{DenseNetConfig, DenseNetExtractor};
-use cxr::metrics::inception::{InceptionExtractor, find_weights};
+use cxr::metrics::findings::ThresholdRule;
+use cxr::metrics::inception::InceptionExtractor;
 use cxr::metrics::memorization::AuditReport;
 use cxr::metrics::{Extraction, ExtractorId, FeatureExtractor, FeatureStatistics, Moments};
 use cxr_examples::backend::{Job, exit, run};
-use cxr_examples::progress::{Terminal, show_warnings, stop_on_interrupt};
+use cxr_examples::evaluation::labels::{self, Network, OfLabels, Seen};
+use cxr_examples::evaluation::{Set, copies};
+use cxr_examples::exit::{Code, OrExit};
+use cxr_examples::progress::{Terminal, show_log, stop_on_interrupt};
 use serde::Serialize;
 
 use self::args::Args;
 use self::distances::{Measured, Real, measure};
-use self::labels::{Network, OfLabels, Seen};
-use self::set::Set;
 
 fn main() -> ExitCode {
     let args = cxr_examples::arguments::parse::<Args>();
     stop_on_interrupt();
-    show_warnings();
+    show_log(args.run.verbose);
     exit(evaluate(args))
 }
 
 fn evaluate(args: Args) -> Result<()> {
-    args.check()?;
+    args.check().or_exit(Code::Arguments)?;
     let terminal = Terminal::new(args.run.quiet);
     // What can be wrong with a path is said before a network is loaded.
     let sets = Sets::open(&args)?;
-    let weights = weights(&args, &terminal)?;
+    let weights = args.inception.weights(&terminal)?;
     let options = args.run.clone();
     run(&options, Evaluate { args, sets, weights, terminal })
 }
@@ -68,15 +66,6 @@ impl Sets {
             train: args.train.as_deref().map(|path| open("--train", path)).transpose()?,
         })
     }
-}
-
-fn weights(args: &Args, _progress: &dyn Progress) -> Result<PathBuf> {
-    let found = find_weights(args.inception.as_deref());
-    #[cfg(feature = "hub")]
-    if found.is_err() && args.fetch {
-        return cxr::metrics::inception::fetch_weights(_progress).context("--fetch");
-    }
-    found.context("--inception")
 }
 
 struct Evaluate {
@@ -179,14 +168,18 @@ impl Evaluate {
             Real::Statistics(..) => None,
         };
         let Some(weights) = &args.densenet else {
-            let network = Network { extractor: inception, findings: Vec::new() };
+            let network = Network {
+                extractor: inception,
+                findings: Vec::new(),
+                threshold: ThresholdRule::BalancedOnReal,
+            };
             return self.with_network(&network, Seen::new(&sets.fake, fake), images);
         };
         let config = DenseNetConfig::torchxrayvision(&args.densenet_weights).context("--densenet-weights")?;
         let densenet = DenseNetExtractor::<B>::load(weights, config, device).context("--densenet")?;
-        let names = densenet.logit_names().iter().cloned();
-        let findings = names.zip(densenet.operating_logits()).collect();
-        let network = Network { extractor: &densenet, findings };
+        let findings = densenet.logit_names().to_vec();
+        let threshold = ThresholdRule::Given(densenet.operating_logits());
+        let network = Network { extractor: &densenet, findings, threshold };
         let extract = |set: &Set| densenet.extract(set, terminal).map_err(|error| set.explain(error));
         let fake = extract(&sets.fake)?;
         let real = images.map(|seen| Ok::<_, anyhow::Error>((seen.set, extract(seen.set)?))).transpose()?;
@@ -210,7 +203,7 @@ impl Evaluate {
         };
         let train = train.as_ref().map(|(set, extraction)| Seen::new(set, extraction));
         let mut labels = match real {
-            Some(real) => labels::measure(args, network, fake, real, train, terminal)?,
+            Some(real) => labels::measure(args.resampling(), network, fake, real, train, terminal)?,
             None => OfLabels::without("--real has statistics, and it needs images"),
         };
         let copies = match train {

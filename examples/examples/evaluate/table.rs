@@ -5,9 +5,10 @@ use std::fmt::Write;
 use cxr::metrics::memorization::AuditReport;
 use cxr::metrics::{Card, Figure};
 
-use crate::copies;
-use crate::distances::{Measured, NotAvailable};
-use crate::labels::OfLabels;
+use cxr_examples::evaluation::copies;
+use cxr_examples::evaluation::labels::{NotAvailable, OfLabels};
+
+use crate::distances::Measured;
 
 /// Everything that a reader gets, in Markdown.
 pub(crate) fn markdown(

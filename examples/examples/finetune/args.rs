@@ -9,6 +9,8 @@ use cxr::tokenizer::ClipTokenizer;
 use cxr::trainer::{FinetuneConfig, PRESETS};
 use cxr_examples::backend::RunArgs;
 use cxr_examples::demo;
+use cxr_examples::exit::EXIT_CODES;
+use cxr_examples::memory::MemoryArgs;
 
 /// Fine-tunes Stable Diffusion 1.x on chest radiographs: a LoRA adapter learns, everything else is frozen.
 ///
@@ -17,7 +19,7 @@ use cxr_examples::demo;
 /// command goes on from the newest checkpoint. Built with --features mpi it trains in several processes, one for each
 /// device: mpirun -n 8 finetune ..., or srun.
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(version, after_help = EXIT_CODES)]
 pub(crate) struct Args {
     /// Radiographs with reports: a folder as Kaggle unpacks the Indiana collection, in NIH's layout, or with a
     /// metadata.csv or metadata.jsonl, or a table, e.g. the pairs.csv of `prepare`.
@@ -54,6 +56,8 @@ pub(crate) struct Args {
     /// Take pictures that are smaller than image_size, enlarged.
     #[arg(long)]
     pub(crate) enlarge: bool,
+    #[command(flatten)]
+    pub(crate) memory: MemoryArgs,
     /// Also write the adapter in kohya's format.
     #[arg(long)]
     pub(crate) kohya: bool,

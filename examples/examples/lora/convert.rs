@@ -4,6 +4,8 @@ use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 use cxr::lora::{self, Format, TEXT_ENCODER, UNET};
 
+use cxr_examples::backend::Talk;
+
 use crate::Input;
 use crate::names::{Names, is_flattened};
 
@@ -27,6 +29,8 @@ pub(crate) struct ConvertArgs {
     /// Replace OUT if it is a file.
     #[arg(long)]
     force: bool,
+    #[command(flatten)]
+    pub(crate) talk: Talk,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]

@@ -5,6 +5,8 @@ use anyhow::Result;
 use cxr::lora::{self, Adapter, LoraWeights, ModuleKey, Provenance};
 use serde::Serialize;
 
+use cxr_examples::backend::Talk;
+
 use crate::Input;
 use crate::names::{Names, is_flattened};
 
@@ -15,6 +17,8 @@ pub(crate) struct InspectArgs {
     /// Print JSON, with a line for every module.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    pub(crate) talk: Talk,
 }
 
 /// What a file is.

@@ -10,15 +10,15 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use cxr_examples::backend::exit;
-use cxr_examples::progress::show_warnings;
+use cxr_examples::exit::{EXIT_CODES, exit};
+use cxr_examples::progress::show_log;
 
 /// Looks into LoRA adapter files, converts them, merges them into a model.
 ///
 /// Reads the files of diffusers (three generations), PEFT and kohya's scripts (with diffusers' or the original block
 /// names), as safetensors or pickled by PyTorch, in which nothing is run.
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(version, after_help = EXIT_CODES)]
 struct Args {
     #[command(subcommand)]
     command: Command,
@@ -34,6 +34,17 @@ enum Command {
     Merge(merge::MergeArgs),
 }
 
+impl Command {
+    /// How much is shown of what the libraries report.
+    fn verbose(&self) -> u8 {
+        match self {
+            Self::Inspect(args) => args.talk.verbose,
+            Self::Convert(args) => args.talk.verbose,
+            Self::Merge(args) => args.run.verbose,
+        }
+    }
+}
+
 /// The adapter that comes in.
 #[derive(Debug, clap::Args)]
 struct Input {
@@ -44,7 +55,7 @@ struct Input {
 
 fn main() -> ExitCode {
     let args = cxr_examples::arguments::parse::<Args>();
-    show_warnings();
+    show_log(args.command.verbose());
     exit(run(args.command))
 }
 

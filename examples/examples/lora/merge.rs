@@ -21,7 +21,7 @@ pub(crate) struct MergeArgs {
     #[arg(long, default_value = "f32")]
     dtype: DtypeArg,
     #[command(flatten)]
-    run: RunArgs,
+    pub(crate) run: RunArgs,
 }
 
 pub(crate) fn merge(args: MergeArgs) -> Result<()> {

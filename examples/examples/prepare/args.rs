@@ -9,11 +9,13 @@ use cxr::dataset::{
     Collection, Columns, Deidentified, Filter, Fit, ImageCheck, ImageOptions, OnProblem, PromptTemplate,
     ReadOptions, SplitConfig, SplitRule,
 };
+use cxr_examples::backend::Talk;
+use cxr_examples::exit::EXIT_CODES;
 
 /// Prepares a collection of chest radiographs with reports for training: counts, filters, a split with its leakage
 /// report, and pictures to look at.
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(version, after_help = EXIT_CODES)]
 pub(crate) struct Args {
     /// Folder as Kaggle unpacks the Indiana collection, folder in NIH's layout, folder with a metadata.csv or
     /// metadata.jsonl, or a .csv or .jsonl file.
@@ -83,9 +85,8 @@ pub(crate) struct Args {
     /// Look at the tables alone: images need not be there, and there is no contact sheet.
     #[arg(long)]
     pub(crate) texts_only: bool,
-    /// Show no progress.
-    #[arg(long)]
-    pub(crate) quiet: bool,
+    #[command(flatten)]
+    pub(crate) talk: Talk,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -13,22 +13,22 @@ use anyhow::{Context, Result};
 use cxr::core::progress::Progress;
 use cxr::dataset::{Collection, ImageCache, ImageLoader, LeakageReport, Split, TokenFilter};
 use cxr::tokenizer::ClipTokenizer;
-use cxr_examples::backend::exit;
-use cxr_examples::progress::{Terminal, show_warnings, stop_on_interrupt};
+use cxr_examples::exit::{Code, OrExit, exit};
+use cxr_examples::progress::{Terminal, show_log, stop_on_interrupt};
 
 use self::args::Args;
 
 fn main() -> ExitCode {
     let args = cxr_examples::arguments::parse::<Args>();
     stop_on_interrupt();
-    show_warnings();
+    show_log(args.talk.verbose);
     exit(prepare(&args))
 }
 
 fn prepare(args: &Args) -> Result<()> {
-    args.check()?;
-    let options = args.read_options()?;
-    let terminal = Terminal::new(args.quiet);
+    args.check().or_exit(Code::Arguments)?;
+    let options = args.read_options().or_exit(Code::Arguments)?;
+    let terminal = Terminal::new(args.talk.quiet);
 
     let mut collection =
         Collection::open(&args.data, &options).with_context(|| format!("--data {}", args.data.display()))?;

@@ -1,68 +1,156 @@
-//! The report page: table, loss curve, grids, data, audit, settings.
+//! The report page: table, loss curve, grids, audit, findings, data, settings.
 
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use anyhow::{Context, Result};
-use cxr::dataset::{LeakageReport, contact_sheet};
+use cxr::dataset::contact_sheet;
 use cxr::metrics;
-use cxr_examples::demo::{pictures::grey_image, thumbnails::Thumbnails};
-use cxr_examples::progress::seconds_text;
-use cxr_examples::report::{self, Comparison, Figure, Report, Table};
+use cxr_examples::finetune::Finetuned;
+use cxr_examples::report::{self, Comparison, Figure, Report};
+use serde_json::json;
 
-use crate::Args;
-use crate::lora::Finetuned;
-use crate::measure::{Copies, Measured};
+use crate::args::{Args, Settings};
+use crate::audit::Copies;
+use crate::data::Data;
+use crate::distances::Distances;
+use crate::findings::Checked;
 use crate::picture::Pictures;
+use crate::stage::{self, Done, Stage, Stages};
+use crate::{lora, tables};
 
 /// Columns and pictures of a grid.
 const COLUMNS: usize = 4;
 const SHOWN: usize = 32;
 
-/// Writes the grids, `report.html` and `report.md`.
-pub(crate) fn write(
-    args: &Args,
-    (data, leakage): (&Thumbnails, &LeakageReport),
-    lora: &Finetuned,
-    measured: &Measured,
-    [base, adapted]: [&Pictures; 2],
-    seconds: f64,
-) -> Result<()> {
-    let grids = args.out.join("grids");
-    std::fs::create_dir_all(&grids).with_context(|| format!("cannot make {}", grids.display()))?;
-    let real: Vec<_> = base.positions.iter().take(SHOWN).map(|&i| grey_image(&data.pixels[i])).collect();
-    let count = real.len();
-    let figure = |name: &str, caption: String, images: &[image::RgbImage]| -> Result<Figure> {
-        let path = grids.join(name);
-        save(images, &path)?;
-        Ok(Figure { caption, path, wide: false })
+/// What all stages have made.
+pub(crate) struct Parts<'a> {
+    pub(crate) args: &'a Args,
+    pub(crate) settings: &'a Settings,
+    pub(crate) data: &'a Data,
+    pub(crate) model_hash: &'a str,
+    pub(crate) base: &'a Pictures,
+    pub(crate) adapter: &'a Done<Finetuned>,
+    pub(crate) adapted: &'a Pictures,
+    pub(crate) distances: &'a Done<Distances>,
+    pub(crate) copies: &'a Done<Copies>,
+    pub(crate) findings: &'a Done<Checked>,
+}
+
+impl Parts<'_> {
+    /// Writes the grids, `report.html` and `report.md`, or finds that done.
+    pub(crate) fn write(&self, stages: &Stages<'_>) -> Result<()> {
+        let key = stage::key(&json!({
+            "base": self.base.done.key, "adapter": self.adapter.key, "adapted": self.adapted.done.key,
+            "distances": self.distances.key, "copies": self.copies.key, "findings": self.findings.key,
+            "settings": self.settings, "version": env!("CARGO_PKG_VERSION"),
+        }))?;
+        let record = stages.path("report.json");
+        let whole = |_: &()| ["report.html", "report.md"].iter().all(|name| stages.path(name).is_file());
+        if stages.found(Stage::Report, &record, &key, whole)?.is_some() {
+            return Ok(());
+        }
+        let started = Instant::now();
+        let report = Report {
+            title: "Chest radiographs from impressions: base model and LoRA".into(),
+            summary: self.summary(),
+            comparison: comparison(&self.distances.result),
+            figures: self.figures(stages)?,
+            tables: tables::all(self),
+        };
+        report::write(&report, stages.out)?;
+        stages.keep(&record, &key, started, ())?;
+        Ok(())
+    }
+
+    fn figures(&self, stages: &Stages<'_>) -> Result<Vec<Figure>> {
+        let grids = stages.path("grids");
+        std::fs::create_dir_all(&grids).with_context(|| format!("cannot make {}", grids.display()))?;
+        let positions = self.data.prompted(self.settings.pictures.min(SHOWN));
+        let real: Vec<image::RgbImage> =
+            positions.iter().map(|&position| self.data.picture(position)).collect::<Result<_>>()?;
+        let figure = |name: &str, caption: String, images: &[image::RgbImage]| -> Result<Figure> {
+            let path = grids.join(name);
+            save(images, &path)?;
+            Ok(Figure { caption, path, wide: false })
+        };
+        let base = "The base model's pictures of the same impressions (the paper's Figure 3)";
+        let adapted = "The adapted model's pictures of the same impressions, from the same seeds (the paper's Figure 4)";
+        let mut figures = vec![
+            figure("real.png", format!("{} held-out radiographs", real.len()), &real)?,
+            figure("base.png", base.into(), &open(&self.base.files)?)?,
+            figure("adapted.png", adapted.into(), &open(&self.adapted.files)?)?,
+            Figure {
+                caption: format!(
+                    "Loss of the fine-tuning, {} steps (the paper's Figure 2)",
+                    self.adapter.result.steps
+                ),
+                path: stages.path(lora::CURVE),
+                wide: true,
+            },
+        ];
+        let copies = stages.path("copies.png");
+        if copies.is_file() {
+            let caption = match self.copies.result.flagged {
+                0 => {
+                    "The pictures that are nearest to a training radiograph, each beside it; none is flagged"
+                }
+                _ => "Pictures that look like copies, each beside the training radiograph that it looks like",
+            };
+            figures.push(Figure { caption: caption.into(), path: copies, wide: true });
+        }
+        Ok(figures)
+    }
+
+    fn summary(&self) -> Vec<String> {
+        let mut lines = vec![format!(
+            "{} pictures of each model were made from the impressions of {} held-out radiographs and compared with \
+             those radiographs. {}",
+            self.settings.pictures,
+            self.data.split.test.len(),
+            match self.data.prepared.result.report.leakage.as_ref().map(|leakage| leakage.shared_groups) {
+                Some(0) => "No patient or study that is known stands on both sides of the split.",
+                _ => "Some patients or studies stand on both sides of the split: see the data below.",
+            }
+        )];
+        lines.extend(self.distances.result.adapted.figures.first().map(said_of_n));
+        lines.push(
+            "A distance is of two sets of pictures. It does not say that a picture shows its impression: for that \
+             stands the table of findings, as far as the classifier can be trusted, whose figures on radiographs are \
+             beside it."
+                .into(),
+        );
+        if self.settings.smoke {
+            lines.push("This is a smoke run: every stage at its smallest. Its numbers mean nothing.".into());
+        }
+        lines
+    }
+}
+
+/// What the distances of so many pictures can and cannot show.
+fn said_of_n(figure: &metrics::Figure) -> String {
+    let (n, real) = (figure.n_fake, figure.n_real);
+    let name = figure.extractor.as_ref().map_or("the extractor", |e| e.name.as_str());
+    if figure.name.starts_with("fid/") {
+        return format!(
+            "FID and KID are those of the Inception network of 2015. FID is biased upwards, and at {n} pictures and \
+             {real} radiographs by far: it shows a direction, and can be held against the training radiographs' in the \
+             same row, which are as many, but not against published figures of other numbers of pictures or another \
+             resolution. KID has no such bias; its interval says how sure it is."
+        );
+    }
+    let kind = match figure.name.split('/').next_back() {
+        Some(name) if name.starts_with("cxr-small") => {
+            "a small network of this project that was trained on the findings of radiographs"
+        }
+        _ => "a network with other weights than those that define FID",
     };
-    let figures = vec![
-        figure("real.png", format!("{count} held-out radiographs"), &real)?,
-        figure("base.png", "The base model's pictures of the same impressions".into(), &open(&base.files)?)?,
-        figure(
-            "adapted.png",
-            "The adapted model's pictures of the same impressions, from the same seeds".into(),
-            &open(&adapted.files)?,
-        )?,
-        Figure {
-            caption: format!("Loss of the fine-tuning, {} steps (the paper's Figure 2)", args.lora_steps),
-            path: lora.curve.clone(),
-            wide: true,
-        },
-    ];
-    let report = Report {
-        title: "Chest radiographs from impressions: base model and LoRA".into(),
-        summary: summary(args, data, measured),
-        comparison: comparison(measured),
-        figures,
-        tables: vec![
-            prompts(base),
-            copies(&measured.copies),
-            preparation(data, leakage),
-            settings(args, lora, measured, seconds),
-        ],
-    };
-    report::write(&report, &args.out)
+    format!(
+        "Distances are taken in the features of {name}, {kind}: they compare these sets with each other. They are not FID \
+         or KID, which are defined by the published weights of the Inception network, and not to be set beside \
+         published figures. With {n} pictures and {real} radiographs they show a direction; the intervals say how sure \
+         it is."
+    )
 }
 
 fn open(files: &[PathBuf]) -> Result<Vec<image::RgbImage>> {
@@ -72,7 +160,7 @@ fn open(files: &[PathBuf]) -> Result<Vec<image::RgbImage>> {
     files.iter().take(SHOWN).map(read).collect()
 }
 
-/// A grid at twice its size: thumbnails are hard to see otherwise.
+/// A grid; thumbnails are hard to see unless it is enlarged.
 fn save(images: &[image::RgbImage], path: &Path) -> Result<()> {
     let sheet = contact_sheet(images, COLUMNS);
     let side = images.first().map_or(0, image::RgbImage::width);
@@ -83,32 +171,9 @@ fn save(images: &[image::RgbImage], path: &Path) -> Result<()> {
         .with_context(|| format!("cannot write {}", path.display()))
 }
 
-fn summary(args: &Args, data: &Thumbnails, measured: &Measured) -> Vec<String> {
-    let mut lines = vec![format!(
-        "{} pictures of each model were made from the impressions of {} held-out radiographs and compared with \
-         those radiographs. No patient stands on both sides of the split.",
-        args.pictures,
-        data.split.test.len()
-    )];
-    if let Some(figure) = measured.adapted.figures.first() {
-        lines.push(format!(
-            "Distances are taken in the features of {}, a small network trained on the findings of the training \
-             radiographs: they compare these sets with each other. They are not FID or KID, which are defined by \
-             the Inception network, and not to be set beside published figures. With {} pictures and {} \
-             radiographs they show a direction; the intervals say how sure it is.",
-            figure.extractor.as_ref().map_or("the extractor", |e| e.name.as_str()),
-            figure.n_fake,
-            figure.n_real
-        ));
-    }
-    if args.smoke {
-        lines.push("This is a smoke run: every stage at its smallest. Its numbers mean nothing.".into());
-    }
-    lines
-}
-
-fn comparison(measured: &Measured) -> Vec<Comparison> {
-    let figures = measured.base.figures.iter().zip(&measured.adapted.figures).zip(&measured.train.figures);
+fn comparison(distances: &Distances) -> Vec<Comparison> {
+    let Distances { base, adapted, train } = distances;
+    let figures = base.figures.iter().zip(&adapted.figures).zip(&train.figures);
     figures
         .map(|((base, adapted), train)| Comparison {
             name: base.name.clone(),
@@ -133,102 +198,4 @@ fn value(figure: &metrics::Figure) -> String {
 
 fn number(value: f64) -> String {
     if value.abs() >= 10.0 { format!("{value:.1}") } else { format!("{value:.3}") }
-}
-
-fn prompts(pictures: &Pictures) -> Table {
-    let rows = pictures.prompts.iter().take(SHOWN).enumerate();
-    Table {
-        title: "Impressions of the grids, row by row".into(),
-        rows: rows
-            .map(|(i, text)| (format!("row {}, column {}", i / COLUMNS + 1, i % COLUMNS + 1), text.clone()))
-            .collect(),
-    }
-}
-
-fn copies(copies: &Copies) -> Table {
-    let prompts = &copies.prompts;
-    Table {
-        title: "Are there copies of training radiographs among the adapted model's pictures?".into(),
-        rows: vec![
-            (
-                "look like copies (copies.csv has all pictures, copies.png shows those)".into(),
-                format!(
-                    "{} of {} pictures, against all {} training radiographs",
-                    copies.flagged, copies.pictures, copies.train
-                ),
-            ),
-            ("in pixels, mirrored and moved".into(), copies.in_pixels.to_string()),
-            ("in features".into(), copies.in_features.to_string()),
-            (
-                "held-out radiographs of other patients, by which it was calibrated".into(),
-                format!(
-                    "{} of {} flagged: with {:.0} % confidence no more than 1 % of real radiographs are",
-                    copies.held_out_flagged,
-                    copies.held_out,
-                    100.0 * copies.confidence
-                ),
-            ),
-            (
-                "median distance in pixels to the nearest training radiograph".into(),
-                format!(
-                    "{:.3}; of held-out radiographs {:.3}; what counts as near: below {:.3}",
-                    copies.pixel_median, copies.held_out_pixel_median, copies.pixel_threshold
-                ),
-            ),
-            (
-                "pictures whose impression is a training radiograph's".into(),
-                format!(
-                    "{}, {} of them flagged; of {} others {}",
-                    prompts.training_prompts,
-                    prompts.training_prompts_flagged,
-                    prompts.new_prompts,
-                    prompts.new_prompts_flagged
-                ),
-            ),
-        ],
-    }
-}
-
-fn preparation(data: &Thumbnails, leakage: &LeakageReport) -> Table {
-    let mut rows = vec![
-        ("radiographs".into(), data.collection.len().to_string()),
-        ("training side".into(), data.split.train.len().to_string()),
-        ("held out".into(), data.split.test.len().to_string()),
-        ("split".into(), format!("{:?}, seed {}", data.split.config.rule, data.split.config.seed)),
-    ];
-    rows.extend(leakage.notes.iter().map(|note| ("leakage".to_string(), note.clone())));
-    Table { title: "Data".into(), rows }
-}
-
-fn settings(args: &Args, lora: &Finetuned, measured: &Measured, seconds: f64) -> Table {
-    let short = |hash: &str| hash.get(..16).unwrap_or(hash).to_string();
-    let mut rows: Vec<(String, String)> = vec![
-        ("pictures of each model".into(), args.pictures.to_string()),
-        ("sampler".into(), format!("DPM-Solver++ 2M, {} steps", args.sampling_steps)),
-        ("guidance".into(), args.guidance.to_string()),
-        ("adapter".into(), format!("rank {}, alpha {}, {} layers", args.rank, args.rank, lora.layers)),
-        (
-            "trainable parameters".into(),
-            format!("{} beside {} frozen", lora.parameters, lora.unet_parameters),
-        ),
-        (
-            "fine-tuning".into(),
-            format!(
-                "{} steps of {} radiographs, Adam, rate {}, caption dropout {}",
-                args.lora_steps, args.lora_batch, args.lora_rate, args.caption_dropout
-            ),
-        ),
-        ("smoothed loss at the end".into(), format!("{:.4}", lora.loss)),
-        ("seed".into(), args.seed.to_string()),
-        ("base model, hash of its weights".into(), short(&lora.model_hash)),
-    ];
-    if let Some(extractor) = measured.adapted.figures.first().and_then(|f| f.extractor.as_ref()) {
-        let text = format!("{}, hash {}", extractor.name, short(&extractor.hash));
-        rows.push(("extractor".into(), text));
-    }
-    let notes = measured.adapted.figures.iter().flat_map(|f| &f.notes);
-    rows.extend(notes.map(|note| ("note".to_string(), note.clone())));
-    rows.push(("program".into(), format!("cxr {}", env!("CARGO_PKG_VERSION"))));
-    rows.push(("time of this call".into(), seconds_text(seconds)));
-    Table { title: "Settings".into(), rows }
 }

@@ -6,12 +6,15 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use cxr::Synthesizer;
-use cxr::ldm::pipeline::{InitialImage, LoadOptions, PngColor, Request};
+use cxr::ldm::pipeline::{InitialImage, LoadOptions, ModelSource, PngColor, Request};
 use cxr::ldm::scheduler::Sampler;
+use cxr::ldm::weights::ModelFiles;
 use cxr::tokenizer::{ClipTokenizer, LENGTH};
 use cxr_examples::arguments::Lora;
 use cxr_examples::backend::{DtypeArg, RunArgs};
 use cxr_examples::demo;
+use cxr_examples::exit::EXIT_CODES;
+use cxr_examples::memory::{self, MemoryArgs, PictureBatch, Sizes};
 use cxr_examples::progress::Terminal;
 use cxr_examples::ranks::Shard;
 
@@ -21,7 +24,7 @@ use crate::prompts::{self, Item};
 /// Makes synthetic chest radiographs from prompts: PNG files that carry their settings, and metadata.jsonl. For
 /// research; not for diagnosis.
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(version, after_help = EXIT_CODES)]
 pub(crate) struct Args {
     /// What a picture shows, e.g. "Cardiomegaly."; may be given several times.
     #[arg(long, value_name = "TEXT", required_unless_present = "prompts")]
@@ -110,12 +113,19 @@ pub(crate) struct Args {
     /// Write a contact sheet of the pictures to this PNG file.
     #[arg(long, value_name = "FILE")]
     pub(crate) sheet: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) memory: MemoryArgs,
     /// A prompt of more than 77 tokens is an error; it is cut with a warning otherwise.
     #[arg(long)]
     pub(crate) strict: bool,
     #[command(flatten)]
     pub(crate) run: RunArgs,
 }
+
+/// What is said where no model was named.
+const EMBEDDED: &str = "model: the embedded one, which draws grey pictures of 64 x 64 pixels, for demonstration; --model \
+                        stable-diffusion-v1-5/stable-diffusion-v1-5 takes the full one (4 GB) from a folder or Hugging \
+                        Face's cache, and fetches it where this was built with --features hub";
 
 fn one_or_more(text: &str) -> Result<NonZeroUsize, String> {
     text.parse().map_err(|_| "expected a whole number, 1 or more".to_string())
@@ -158,6 +168,13 @@ impl std::str::FromStr for Interval {
 }
 
 impl Args {
+    /// What can be said of the flags alone.
+    pub(crate) fn check(&self) -> Result<()> {
+        ensure!(self.guidance.is_finite(), "--guidance is {}, expected a finite number", self.guidance);
+        ensure!(self.steps > 0, "--steps is 0, expected 1 or more");
+        Ok(())
+    }
+
     /// All prompts, and everything else checked that needs no model.
     pub(crate) fn items(&self) -> Result<Vec<Item>> {
         let mut items: Vec<Item> =
@@ -172,8 +189,6 @@ impl Args {
         }
         items.truncate(self.limit.map_or(usize::MAX, NonZeroUsize::get));
         self.check_lengths(&items)?;
-        ensure!(self.guidance.is_finite(), "--guidance is {}, expected a finite number", self.guidance);
-        ensure!(self.steps > 0, "--steps is 0, expected 1 or more");
         for Lora { file, .. } in &self.lora {
             ensure!(file.exists(), "--lora: there is no {}", file.display());
         }
@@ -201,7 +216,8 @@ impl Args {
         if self.gray { PngColor::Gray } else { PngColor::Rgb }
     }
 
-    pub(crate) fn load(&self) -> Result<Box<dyn Synthesizer + Send + Sync>> {
+    /// Opens the model, if it and so many pictures have room in memory.
+    pub(crate) fn load(&self, pictures: usize) -> Result<Box<dyn Synthesizer + Send + Sync>> {
         let mut options = LoadOptions::default()
             .with_dtype(self.dtype.float())
             .with_verify(self.verify)
@@ -210,10 +226,17 @@ impl Args {
             options = options.with_revision(revision);
         }
         let device = self.run.device.to_string();
-        let model = match &self.model {
-            Some(model) => cxr::open(&device, model.as_str(), options),
-            None => cxr::open(&device, demo::model_folder(), options),
+        let source = match &self.model {
+            Some(model) => ModelSource::from(model.clone()),
+            None => {
+                if !self.run.quiet {
+                    eprintln!("{EMBEDDED}");
+                }
+                ModelSource::from(demo::model_folder())
+            }
         };
+        self.check_memory(&source, &options, pictures)?;
+        let model = cxr::open(&device, source, options);
         let mut model = model.map_err(|error| match error {
             error @ cxr::Error::Device(_) => anyhow::Error::from(error).context("--device"),
             error => anyhow::Error::from(error).context("--model"),
@@ -225,6 +248,27 @@ impl Args {
             model.add_lora(file, *scale).context("--lora")?;
         }
         Ok(model)
+    }
+
+    fn check_memory(&self, source: &ModelSource, options: &LoadOptions, pictures: usize) -> Result<()> {
+        let files = ModelFiles::locate(source, options).context("--model")?;
+        let config = files.config().context("--model")?;
+        let sizes = Sizes::of(&config).context("--model")?;
+        let side = config.unet.sample_size * config.vae.factor();
+        let Size { width, height } = self.size.unwrap_or(Size { width: side, height: side });
+        let batch = self.batch.get().min(pictures);
+        let needed = sizes.pictures(&PictureBatch {
+            width,
+            height,
+            batch,
+            decoded: if self.vae_slicing { 1 } else { batch },
+            tiled: self.vae_tiling,
+            guided: self.guidance != 1.0,
+            dtype: self.dtype.float(),
+        });
+        let advice = "a smaller --batch or --size takes less, --dtype bf16 half the weights, --vae-slicing and \
+                      --vae-tiling less for decoding";
+        memory::check(needed, self.run.device, self.memory, self.run.quiet, advice)
     }
 
     /// A request for some pictures.

@@ -15,8 +15,8 @@ use cxr::Synthesizer;
 use cxr::core::metadata::MetadataRow;
 use cxr::core::progress::Progress;
 use cxr::ldm::pipeline::Image;
-use cxr_examples::backend::exit;
-use cxr_examples::progress::{Terminal, interrupted, show_warnings, stop_on_interrupt};
+use cxr_examples::exit::{Code, OrExit, exit};
+use cxr_examples::progress::{Terminal, interrupted, show_log, stop_on_interrupt};
 use cxr_examples::ranks::Shard;
 use cxr_examples::sheet::Sheet;
 
@@ -27,8 +27,9 @@ use self::prompts::Item;
 fn main() -> ExitCode {
     let args = cxr_examples::arguments::parse::<Args>();
     stop_on_interrupt();
-    show_warnings();
-    exit(args.items().and_then(|items| synthesize(&args, &items)))
+    show_log(args.run.verbose);
+    let checked = args.check().or_exit(Code::Arguments);
+    exit(checked.and_then(|()| args.items()).and_then(|items| synthesize(&args, &items)))
 }
 
 /// A picture that is to be there in the end.
@@ -58,7 +59,7 @@ fn synthesize(args: &Args, items: &[Item]) -> Result<()> {
     let planned = plan(args, items);
     ensure!(!planned.is_empty(), "no picture to make: every count in --prompts is 0");
     let initial = args.initial_image()?;
-    let model = args.load()?;
+    let model = args.load(planned.len())?;
     check_size(args, model.as_ref())?;
     let request = args.request(&planned.iter().collect::<Vec<_>>(), initial.as_ref());
     let settings = model.settings(&request)?;

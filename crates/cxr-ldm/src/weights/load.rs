@@ -147,6 +147,7 @@ impl<'p> Reader<'p> {
     ) -> Result<M, Error> {
         let order: Vec<(String, Vec<usize>)> =
             parameters::list::<B, M>(&module).into_iter().map(|p| (p.path, p.shape)).collect();
+        log::info!("{component}: {} tensors from {}", order.len(), file.path().display());
         let mut waiting = &order[..];
         let mut ready: HashMap<String, TensorData> = HashMap::new();
         let module = parameters::map_data(module, |path, _shape| {

@@ -11,61 +11,82 @@ use cxr::metrics::usefulness::{
     Labelled, LinearHeads, LogisticConfig, Usefulness, UsefulnessConfig, UsefulnessReport,
 };
 use cxr::metrics::{Extraction, FeatureExtractor, MetricsError};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use crate::args::Args;
-use crate::distances::NotAvailable;
-use crate::set::Set;
+use super::set::Set;
 
 /// Fewest images with a finding, and without it, for a figure of it.
 const NEEDED: usize = 10;
 
+/// A figure that is not given, never a made-up number.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NotAvailable {
+    /// Its name.
+    pub figure: String,
+    /// The reason.
+    pub why: String,
+}
+
 /// A set, and what a network says of it.
 #[derive(Clone, Copy)]
-pub(crate) struct Seen<'a> {
-    pub(crate) set: &'a Set,
-    pub(crate) extraction: &'a Extraction,
+pub struct Seen<'a> {
+    /// The images.
+    pub set: &'a Set,
+    /// Its features and logits, one for each image.
+    pub extraction: &'a Extraction,
 }
 
 impl<'a> Seen<'a> {
-    pub(crate) fn new(set: &'a Set, extraction: &'a Extraction) -> Self {
+    /// Both together.
+    pub fn new(set: &'a Set, extraction: &'a Extraction) -> Self {
         Self { set, extraction }
     }
 }
 
 /// The network whose features (and findings) are used.
-pub(crate) struct Network<'a> {
-    pub(crate) extractor: &'a dyn FeatureExtractor,
-    /// Its own findings with the logits from which on they are present; empty for a network without.
-    pub(crate) findings: Vec<(String, Option<f32>)>,
+pub struct Network<'a> {
+    /// The network.
+    pub extractor: &'a dyn FeatureExtractor,
+    /// Names of its own findings, one for each logit; empty for a network without.
+    pub findings: Vec<String>,
+    /// From which logit on a finding is there.
+    pub threshold: ThresholdRule,
 }
 
 /// What was measured, and what cannot be, with the reason.
-#[derive(Debug, Default, Serialize)]
-pub(crate) struct OfLabels {
-    pub(crate) findings: Option<FindingsReport>,
-    pub(crate) usefulness: Option<UsefulnessReport>,
-    pub(crate) not_available: Vec<NotAvailable>,
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct OfLabels {
+    /// Whether images show their findings.
+    pub findings: Option<FindingsReport>,
+    /// What a classifier learns from them.
+    pub usefulness: Option<UsefulnessReport>,
+    /// What cannot be measured.
+    pub not_available: Vec<NotAvailable>,
 }
 
 impl OfLabels {
     /// Nothing, for one reason.
-    pub(crate) fn without(why: &str) -> Self {
-        let lacking = |figure| NotAvailable { figure, why: why.into() };
+    pub fn without(why: &str) -> Self {
+        let lacking = |figure: &str| NotAvailable { figure: figure.into(), why: why.into() };
         Self { not_available: ["findings", "usefulness"].map(lacking).to_vec(), ..Self::default() }
     }
 
     /// A result, or none where the images do not allow it: that is said, and the other figures stand.
-    pub(crate) fn available<T>(&mut self, figure: &'static str, result: Result<T>) -> Result<Option<T>> {
+    ///
+    /// # Errors
+    /// What is wrong otherwise.
+    pub fn available<T>(&mut self, figure: &'static str, result: Result<T>) -> Result<Option<T>> {
         match result {
             Ok(value) => Ok(Some(value)),
             Err(error) => match error.downcast_ref::<MetricsError>() {
                 Some(
                     MetricsError::TooFewSamples { .. }
                     | MetricsError::SharedGroups { .. }
-                    | MetricsError::NoLabels { .. },
+                    | MetricsError::NoLabels { .. }
+                    | MetricsError::NotConverged { .. },
                 ) => {
-                    self.not_available.push(NotAvailable { figure, why: format!("{error:#}") });
+                    self.not_available
+                        .push(NotAvailable { figure: figure.into(), why: format!("{error:#}") });
                     Ok(None)
                 }
                 _ => Err(error.context(figure)),
@@ -74,8 +95,22 @@ impl OfLabels {
     }
 }
 
-pub(crate) fn measure(
-    args: &Args,
+/// How intervals are made.
+#[derive(Debug, Clone, Copy)]
+pub struct Resampling {
+    /// Resamples of each interval; 0 leaves intervals out.
+    pub replicates: usize,
+    /// Seed of every random choice.
+    pub seed: u64,
+}
+
+/// Whether the images of `fake` show the findings of their prompts, by a network that is judged on `real` at the same
+/// time, and what a classifier learns from them that is trained beside one on `train`.
+///
+/// # Errors
+/// What goes wrong, except that images do not allow a figure: that is in `not_available`.
+pub fn measure(
+    resampling: Resampling,
     network: &Network<'_>,
     fake: Seen<'_>,
     real: Seen<'_>,
@@ -84,14 +119,14 @@ pub(crate) fn measure(
 ) -> Result<OfLabels> {
     let mut out = OfLabels::default();
     let (Some(made), Some(held_out)) = (records(fake.set), records(real.set)) else {
-        let why = "--fake and --real need a table with `labels` (or prompts that name findings) beside their images";
+        let why = "the images need a table with `labels` (or prompts that name findings) beside them";
         for figure in ["findings", "usefulness"] {
-            out.not_available.push(NotAvailable { figure, why: why.into() });
+            out.not_available.push(NotAvailable { figure: figure.into(), why: why.into() });
         }
         return Ok(out);
     };
     let trained = train.and_then(|seen| Some((seen, records(seen.set)?)));
-    let replicates = args.replicates.unwrap_or(1000);
+    let Resampling { replicates, seed } = resampling;
     let names = match &trained {
         Some((_, records)) => frequent(records),
         None => Vec::new(),
@@ -101,7 +136,7 @@ pub(crate) fn measure(
         .filter(|_| !names.is_empty())
         .map(|(seen, records)| Labelled { features: &seen.extraction.features, records });
 
-    let config = FindingsConfig { needed: NEEDED, replicates, seed: args.seed, ..FindingsConfig::default() };
+    let config = FindingsConfig { needed: NEEDED, replicates, seed, ..FindingsConfig::default() };
     let scored = if network.findings.is_empty() {
         match teaching {
             Some(teaching) => {
@@ -114,9 +149,8 @@ pub(crate) fn measure(
         }
     } else {
         let logits = |seen: Seen<'_>| seen.extraction.logits.clone().context("the network gave no logits");
-        let (findings, points) = network.findings.iter().cloned().unzip();
-        let threshold = ThresholdRule::Given(points);
-        let config = FindingsConfig { threshold, ..config };
+        let config = FindingsConfig { threshold: network.threshold.clone(), ..config };
+        let findings = network.findings.clone();
         Some((network.extractor.name().to_string(), findings, logits(fake)?, logits(real)?, config))
     };
     match scored {
@@ -127,15 +161,14 @@ pub(crate) fn measure(
             out.findings = out.available("findings", report.map_err(Into::into))?;
         }
         None => {
-            let why = "they need --densenet, or --train with a table whose `labels` have 10 images with and without a \
-                       finding";
-            out.not_available.push(NotAvailable { figure: "findings", why: why.into() });
+            let why = "they need a network that knows findings (--densenet), or training images (--train) with a table \
+                       whose `labels` have 10 images with and without a finding";
+            out.not_available.push(NotAvailable { figure: "findings".into(), why: why.into() });
         }
     }
     match teaching {
         Some(teaching) => {
-            let config =
-                UsefulnessConfig { needed: NEEDED, replicates, seed: args.seed, ..Default::default() };
+            let config = UsefulnessConfig { needed: NEEDED, replicates, seed, ..Default::default() };
             let synthetic = Labelled { features: &fake.extraction.features, records: &made };
             let held_out = Labelled { features: &real.extraction.features, records: &held_out };
             let report = Usefulness::new(config)?.measure(
@@ -148,9 +181,8 @@ pub(crate) fn measure(
             out.usefulness = out.available("usefulness", report.map_err(Into::into))?;
         }
         None => {
-            let why =
-                "it needs --train with a table whose `labels` have 10 images with and without a finding";
-            out.not_available.push(NotAvailable { figure: "usefulness", why: why.into() });
+            let why = "it needs training images (--train) with a table whose `labels` have 10 images with and without a finding";
+            out.not_available.push(NotAvailable { figure: "usefulness".into(), why: why.into() });
         }
     }
     Ok(out)

@@ -10,26 +10,28 @@ use cxr::ldm::scheduler::NoiseSchedule;
 use cxr::ldm::unet::UNet2dCondition;
 use cxr::ldm::weights::ModelFiles;
 use cxr::trainer::{FinetuneConfig, SampleConfig};
-use cxr_examples::sheet::Sheet;
+
+use super::data::float;
+use crate::sheet::Sheet;
 
 /// What makes the pictures; the autoencoder and the text encoder are in memory only while it does.
-pub(crate) struct Pictures<'a> {
-    pub(crate) config: &'a FinetuneConfig,
-    pub(crate) files: &'a ModelFiles,
+pub(super) struct Pictures<'a> {
+    pub(super) config: &'a FinetuneConfig,
+    pub(super) files: &'a ModelFiles,
     /// As the model is loaded, without its progress: the run's own is under way.
-    pub(crate) options: LoadOptions,
-    pub(crate) hash: &'a str,
-    pub(crate) out: &'a Path,
+    pub(super) options: LoadOptions,
+    pub(super) hash: &'a str,
+    pub(super) out: &'a Path,
 }
 
 impl Pictures<'_> {
     /// The grid of a step.
-    pub(crate) fn path(out: &Path, step: u64) -> PathBuf {
+    pub(super) fn path(out: &Path, step: u64) -> PathBuf {
         out.join("samples").join(format!("step-{step:07}.png"))
     }
 
     /// Makes the grid of a step: one picture of each prompt, in one row or more.
-    pub(crate) fn make<B: DiffusionAutodiff>(
+    pub(super) fn make<B: DiffusionAutodiff>(
         &self,
         step: u64,
         unet: &UNet2dCondition<B>,
@@ -51,7 +53,7 @@ impl Pictures<'_> {
             vae: self.files.load_vae(&self.options, device)?,
             tokenizer: self.files.tokenizer()?,
             schedule: NoiseSchedule::new(config.schedule.clone())?,
-            dtype: crate::data::float(self.config.base_dtype),
+            dtype: float(self.config.base_dtype),
             hash: self.hash.to_owned(),
             config,
         };

@@ -3,28 +3,28 @@
 use cxr::lora::Provenance;
 use cxr::trainer::checkpoint::Best;
 
-pub(crate) struct Card<'a> {
+pub(super) struct Card<'a> {
     /// The base model as it was asked for.
-    pub(crate) model: &'a str,
-    pub(crate) provenance: &'a Provenance,
+    pub(super) model: &'a str,
+    pub(super) provenance: &'a Provenance,
     /// All settings, as TOML.
-    pub(crate) settings: &'a str,
+    pub(super) settings: &'a str,
     /// Pairs that were trained on.
-    pub(crate) pairs: usize,
-    pub(crate) layers: usize,
-    pub(crate) trainable: usize,
+    pub(super) pairs: usize,
+    pub(super) layers: usize,
+    pub(super) trainable: usize,
     /// Smoothed loss at the end.
-    pub(crate) loss: f64,
+    pub(super) loss: f64,
     /// The step with the lowest validation loss.
-    pub(crate) best: Option<Best>,
+    pub(super) best: Option<Best>,
     /// Pairs of the validation.
-    pub(crate) held_out: usize,
+    pub(super) held_out: usize,
     /// The last grid of pictures, beside the card, and its prompts.
-    pub(crate) samples: Option<(String, &'a [String])>,
+    pub(super) samples: Option<(String, &'a [String])>,
 }
 
 impl Card<'_> {
-    pub(crate) fn text(&self) -> String {
+    pub(super) fn text(&self) -> String {
         let Self { model, provenance, settings, pairs, layers, trainable, loss, held_out, .. } = self;
         let of = |value: &Option<String>| value.clone().unwrap_or_else(|| "unknown".to_owned());
         let steps = provenance.steps.map_or_else(|| "unknown".to_owned(), |steps| steps.to_string());

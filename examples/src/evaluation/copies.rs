@@ -9,15 +9,18 @@ use cxr::metrics::memorization::{
 };
 use cxr::metrics::{FeatureExtractor, FeatureSet};
 
-use crate::labels::Seen;
-use crate::set::Set;
+use super::labels::Seen;
+use super::set::Set;
 
 /// Pairs on the sheet.
 const SHOWN: usize = 24;
 
 /// Looks for copies, and writes copies.csv and, where there are some, copies.png. `held_out` are real images of other
 /// patients, by which it is calibrated, if they are enough.
-pub(crate) fn search(
+///
+/// # Errors
+/// If an image cannot be read or a file not written, sets are too small, or `progress` asks to stop.
+pub fn search(
     extractor: &dyn FeatureExtractor,
     fake: Seen<'_>,
     train: Seen<'_>,
@@ -69,7 +72,7 @@ fn described(side: AuditSide, set: &Set) -> cxr::metrics::Result<AuditSide> {
 }
 
 /// What was found, in words.
-pub(crate) fn words(report: &AuditReport) -> String {
+pub fn words(report: &AuditReport) -> String {
     let with = |kinds: [Evidence; 2]| {
         report.flagged().filter(|entry| entry.evidence.iter().any(|kind| kinds.contains(kind))).count()
     };

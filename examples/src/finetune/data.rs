@@ -17,34 +17,33 @@ use cxr::ldm::weights::ModelFiles;
 use cxr::trainer::encode::{self, EncodeCache};
 use cxr::trainer::{BaseDtype, Diffusion, FinetuneConfig, LatentSample};
 
-use cxr_examples::progress::Titled;
-
-use crate::args::Args;
+use crate::progress::Titled;
 
 /// Pictures that go through the autoencoder at once.
-const BATCH: usize = 4;
+pub const BATCH: usize = 4;
 
 /// What is learnt: the noise in latents, by a UNet.
-pub(crate) type Noise<B> = Diffusion<B, UNet2dCondition<B>>;
+pub(super) type Noise<B> = Diffusion<B, UNet2dCondition<B>>;
 
 /// What is trained on, and what is held out, without gradients.
-pub(crate) type Objectives<B> = (Noise<B>, Option<Noise<<B as AutodiffBackend>::InnerBackend>>);
+pub(super) type Objectives<B> = (Noise<B>, Option<Noise<<B as AutodiffBackend>::InnerBackend>>);
 
 /// Where everything comes from.
-pub(crate) struct Data<'a> {
-    pub(crate) config: &'a FinetuneConfig,
-    pub(crate) collection: &'a Collection,
-    pub(crate) split: &'a Split,
-    pub(crate) files: &'a ModelFiles,
-    pub(crate) options: &'a LoadOptions,
+pub(super) struct Data<'a> {
+    pub(super) config: &'a FinetuneConfig,
+    pub(super) collection: &'a Collection,
+    pub(super) split: &'a Split,
+    pub(super) files: &'a ModelFiles,
+    pub(super) options: &'a LoadOptions,
     /// Hash of the model's weights.
-    pub(crate) model: &'a str,
-    pub(crate) cache: &'a Path,
+    pub(super) model: &'a str,
+    pub(super) cache: &'a Path,
+    pub(super) images: &'a ImageLoader,
 }
 
 impl Data<'_> {
     /// The objective on what is trained on, and the same on what is held out, where there is a validation.
-    pub(crate) fn objectives<B: DiffusionAutodiff>(
+    pub(super) fn objectives<B: DiffusionAutodiff>(
         &self,
         fingerprint: String,
         device: &B::Device,
@@ -79,8 +78,7 @@ impl Data<'_> {
         device: &B::Device,
         progress: &dyn Progress,
     ) -> Result<(Vec<LatentSample<encode::Embedding>>, [usize; 3], encode::Embedding)> {
-        let Self { config, collection, files, options, .. } = *self;
-        let images = ImageLoader::new(Args::images(config));
+        let Self { config, collection, files, options, images, .. } = *self;
         let (dtype, factor) = (float(config.base_dtype), files.config()?.vae.scaling_factor);
         let kept = EncodeCache { folder: self.cache, model: self.model };
         let (moments, shape) = encode::moments::<B>(
@@ -88,7 +86,7 @@ impl Data<'_> {
             dtype,
             factor,
             (collection, positions),
-            &images,
+            images,
             BATCH,
             Some(&kept),
             device,
@@ -107,7 +105,7 @@ impl Data<'_> {
     }
 
     /// The mean squared error on what is held out, of the model as it is.
-    pub(crate) fn validate<B: DiffusionAutodiff>(
+    pub(super) fn validate<B: DiffusionAutodiff>(
         &self,
         held_out: &Noise<B::InnerBackend>,
         model: &UNet2dCondition<B>,
@@ -118,7 +116,10 @@ impl Data<'_> {
 }
 
 /// That no picture is smaller than what it would be made to: what is learnt from an enlarged one is how to blur.
-pub(crate) fn check_sizes(config: &FinetuneConfig, collection: &Collection, split: &Split) -> Result<()> {
+///
+/// # Errors
+/// If one is, with the number of them; if one cannot be read.
+pub fn check_sizes(config: &FinetuneConfig, collection: &Collection, split: &Split) -> Result<()> {
     let (mut small, mut first) = (0, None);
     for &position in &split.train {
         let path = &collection.pairs[position].image;
@@ -140,7 +141,8 @@ pub(crate) fn check_sizes(config: &FinetuneConfig, collection: &Collection, spli
     Ok(())
 }
 
-pub(crate) fn float(dtype: BaseDtype) -> FloatDType {
+/// burn's name for it.
+pub fn float(dtype: BaseDtype) -> FloatDType {
     match dtype {
         BaseDtype::F32 => FloatDType::F32,
         BaseDtype::F16 => FloatDType::F16,

@@ -2,28 +2,35 @@
 
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use cxr::dataset::image::Decoded;
-use cxr::dataset::{Collection, ImageOptions, Pair, ReadOptions};
+use cxr::dataset::{Collection, ImageCache, ImageOptions, Pair, ReadOptions};
 use cxr::metrics::{ImageSize, ImageSource, MetricsError, Picture};
 
 /// Images of one flag. Stages that need prompts, labels, views or patients find them in `pairs`.
-pub(crate) struct Set {
+pub struct Set {
     /// The flag, for messages.
-    pub(crate) flag: &'static str,
+    pub flag: &'static str,
     /// What was given.
-    pub(crate) path: PathBuf,
+    pub path: PathBuf,
     /// In the order in which they are measured: by name, or of the table.
-    pub(crate) files: Vec<PathBuf>,
+    pub files: Vec<PathBuf>,
     /// What the table says of each file; none for a folder without one.
-    pub(crate) pairs: Option<Vec<Pair>>,
+    pub pairs: Option<Vec<Pair>>,
     /// Side that every image is brought to; none leaves them as they are.
     size: Option<u32>,
+    /// Where images that were brought to size are kept, if they are.
+    cache: Option<Arc<ImageCache>>,
 }
 
 impl Set {
-    pub(crate) fn open(flag: &'static str, path: &Path, size: Option<u32>) -> Result<Self> {
+    /// The images of a folder or a table, at least two; `size` is the side in pixels that they are brought to.
+    ///
+    /// # Errors
+    /// If it cannot be read, or has fewer images; the message begins with the flag.
+    pub fn open(flag: &'static str, path: &Path, size: Option<u32>) -> Result<Self> {
         let shown = || format!("{flag} {}", path.display());
         let of_table =
             path.is_file() || ["metadata.jsonl", "metadata.csv"].iter().any(|n| path.join(n).is_file());
@@ -43,28 +50,41 @@ impl Set {
             "{}: 1 image, expected at least 2, and hundreds for figures that say something",
             shown()
         );
-        Ok(Self { flag, path: path.to_path_buf(), files, pairs, size })
+        Ok(Self { flag, path: path.to_path_buf(), files, pairs, size, cache: None })
+    }
+
+    /// Some pairs of a collection that was read already, brought to a side of `size` pixels.
+    pub fn of_collection(
+        flag: &'static str,
+        collection: &Collection,
+        positions: &[usize],
+        size: u32,
+        cache: Option<Arc<ImageCache>>,
+    ) -> Self {
+        let pairs: Vec<Pair> = positions.iter().map(|&position| collection.pairs[position].clone()).collect();
+        let files = pairs.iter().map(|pair| pair.image.clone()).collect();
+        Self { flag, path: collection.table.clone(), files, pairs: Some(pairs), size: Some(size), cache }
     }
 
     /// For an error of measuring it: the flag, and what helps against mixed sizes.
-    pub(crate) fn explain(&self, error: MetricsError) -> anyhow::Error {
+    pub fn explain(&self, error: MetricsError) -> anyhow::Error {
         let mixed = matches!(error, MetricsError::MixedSizes { .. });
         let advice = if mixed { " (--size N brings all images to one size)" } else { "" };
         anyhow::Error::new(error).context(format!("{}{advice}", self.shown()))
     }
 
     /// The flag and what was given.
-    pub(crate) fn shown(&self) -> String {
+    pub fn shown(&self) -> String {
         format!("{} {}", self.flag, self.path.display())
     }
 
     /// Prompts, where the table has them.
-    pub(crate) fn prompts(&self) -> Option<Vec<String>> {
+    pub fn prompts(&self) -> Option<Vec<String>> {
         Some(self.pairs.as_ref()?.iter().map(|pair| pair.text.clone()).collect())
     }
 
     /// Patients (or studies), where the table has them: an image without one is its own.
-    pub(crate) fn groups(&self) -> Option<Vec<String>> {
+    pub fn groups(&self) -> Option<Vec<String>> {
         let pairs = self.pairs.as_ref()?;
         let own = |(i, pair): (usize, &Pair)| pair.group.clone().unwrap_or_else(|| format!("image {i}"));
         pairs.iter().any(|pair| pair.group.is_some()).then(|| pairs.iter().enumerate().map(own).collect())
@@ -72,7 +92,11 @@ impl Set {
 
     fn picture(&self, path: &Path) -> Result<Picture, Box<dyn std::error::Error + Send + Sync>> {
         if let Some(size) = self.size {
-            let pixels = cxr::dataset::image::load(path, &ImageOptions::new(size))?.to_rgb();
+            let options = ImageOptions::new(size);
+            let pixels = match &self.cache {
+                Some(cache) => cache.load(path, &options)?.to_pixels().to_rgb(),
+                None => cxr::dataset::image::load(path, &options)?.to_rgb(),
+            };
             let size = ImageSize::square(size as usize);
             return Ok(Picture::new(size, 3, pixels.into_raw())?);
         }
