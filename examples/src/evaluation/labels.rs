@@ -181,7 +181,8 @@ pub fn measure(
             out.usefulness = out.available("usefulness", report.map_err(Into::into))?;
         }
         None => {
-            let why = "it needs training images (--train) with a table whose `labels` have 10 images with and without a finding";
+            let why = "it needs training images (--train) with a table whose `labels` have 10 images with and without \
+                       a finding";
             out.not_available.push(NotAvailable { figure: "usefulness".into(), why: why.into() });
         }
     }
