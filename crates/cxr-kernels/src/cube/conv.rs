@@ -1,7 +1,7 @@
 //! Convolution as a matrix product on the matrix units, whose operand is gathered as it is read (an implicit GEMM).
 //!
-//! Without autotune burn takes its direct convolution, which uses no matrix units. With it, the first run of every shape
-//! compiles and times all that there are.
+//! burn would compile and time eight kernels for every shape, the direct convolution among them, which uses no matrix
+//! units: on a GPU that is a good part of the minutes before the first picture.
 
 use burn::tensor::Shape;
 use burn::tensor::ops::{ConvOptions, FloatTensor};
@@ -21,11 +21,7 @@ pub(super) fn forward<R: CubeRuntime>(
     stride: usize,
     padding: usize,
 ) -> Option<CubeTensor<R>> {
-    let strategies = if cfg!(feature = "autotune") {
-        vec![ConvStrategy::default()]
-    } else {
-        vec![ConvStrategy::ImplicitGemm, ConvStrategy::Direct]
-    };
+    let strategies = [ConvStrategy::ImplicitGemm, ConvStrategy::Direct];
     let run =
         |strategy| conv_forward(x.clone(), weight.clone(), bias.cloned(), options(stride, padding), strategy);
     strategies.into_iter().find_map(|strategy| run(strategy).ok())
