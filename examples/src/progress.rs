@@ -78,11 +78,6 @@ pub fn show_log(verbose: u8) {
     }
 }
 
-/// [`show_log`] of warnings alone.
-pub fn show_warnings() {
-    show_log(0);
-}
-
 /// Whether Ctrl-C was pressed.
 pub fn interrupted() -> bool {
     INTERRUPTED.load(Ordering::SeqCst)
