@@ -285,7 +285,8 @@ mod tests {
         let batch =
             TrainingBatch { side: 512, batch: 2, by_block: false, samples: 0, dtype: FloatDType::F32 };
         let by_block = TrainingBatch { by_block: true, ..batch };
-        assert!(sizes.training(&by_block, 4) < sizes.training(&batch, 4));
+        // with more pictures at once the encoder, which goes before, would take most
+        assert!(sizes.training(&by_block, 1) < sizes.training(&batch, 1));
     }
 
     #[test]
