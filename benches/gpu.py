@@ -7,7 +7,8 @@ The machine needs its driver, NVRTC with CUDA's headers (CUDA_PATH), Python with
 weights. What torch lacks (peft, transformers) is not needed.
 
 Prints the parity test's errors and one markdown table, ours and PyTorch's unit by unit in turns, with the peak of the
-card's memory of each process. PyTorch has SDPA and channels-first layout as diffusers sets them; f32 with TF32 allowed,
+card's memory of each process. On a machine that has never run ours, burn first tunes its kernels, for minutes: what is not
+done in time is named, and a second call goes on with what was kept. PyTorch has SDPA and channels-first layout as diffusers sets them; f32 with TF32 allowed,
 as burn runs it.
 """
 import argparse, gc, json, os, pathlib, re, statistics, subprocess, sys, threading, time
@@ -24,6 +25,7 @@ ap.add_argument("--no-parity", action="store_true")
 ap.add_argument("--theirs", help=argparse.SUPPRESS)
 args = ap.parse_args()
 BEGUN = time.time()
+os.environ.setdefault("CUBECL_AUTOTUNE_LEVEL", "minimal")  # fewer sizes are told apart: minutes less to tune
 STEPS, GUIDED_TFLOP = 20, 1.36
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
