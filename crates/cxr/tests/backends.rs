@@ -49,8 +49,7 @@ const CUDA_GRADIENTS: f64 = 1e-2;
 /// What a changed weight has to miss the bar by, or a bar would show nothing.
 const MISS: f64 = 3.0;
 
-/// Latents of every test: more tokens than the queries that attention takes at a time, and one size for all, since a
-/// software driver takes its time in compiling a kernel for a shape.
+/// Latents of every test: one size for all, since a software driver takes its time in compiling a kernel for a shape.
 const HEIGHT: usize = 24;
 const WIDTH: usize = 16;
 
