@@ -370,8 +370,9 @@ fn attention() {
         check_attention([2, 3, 7, 7, 5], causal);
         check_attention([1, 2, 16, 33, 8], causal);
         check_attention([1, 2, 33, 16, 8], causal);
-        // more than one chunk of queries
         check_attention([1, 2, 300, 300, 4], causal);
+        // more scores than the default makes at once: two chunks of queries
+        check_attention([1, 1, 1030, 1030, 4], causal);
     }
     check_attention([2, 1, 600, 5, 3], false);
 }
