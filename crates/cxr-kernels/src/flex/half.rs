@@ -2,7 +2,7 @@
 //! works in f32 on operands that are converted for it and forgotten.
 //!
 //! So sums, statistics and softmax accumulate in f32. Products convert blocks at a time, or nothing:
-//! [`mixed`](super::mixed).
+//! [`products`](super::products).
 
 use std::mem::MaybeUninit;
 

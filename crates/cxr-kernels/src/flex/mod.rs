@@ -12,9 +12,9 @@ mod group_norm;
 mod half;
 mod layer_norm;
 mod layout;
-mod mixed;
 mod moments;
 mod pool;
+mod products;
 mod silu;
 mod winograd;
 
@@ -128,17 +128,11 @@ impl DiffusionBackend for Flex {
         bias: Option<FlexTensor>,
         _cache: &WeightCache,
     ) -> FlexTensor {
-        match x.dtype() {
-            DType::F16 | DType::BF16 => mixed::linear(x, weight, bias),
-            _ => plain::linear::<Flex>(x, weight, bias),
-        }
+        products::linear(x, weight, bias)
     }
 
     fn kernel_linear_x_backward(weight: FlexTensor, grad: FlexTensor, _cache: &WeightCache) -> FlexTensor {
-        match grad.dtype() {
-            DType::F16 | DType::BF16 => mixed::linear_x_backward(weight, grad),
-            _ => plain::linear_x_backward::<Flex>(weight, grad),
-        }
+        products::linear_x_backward(weight, grad)
     }
 
     fn kernel_linear_weight_backward(x: FlexTensor, grad: FlexTensor) -> FlexTensor {
@@ -168,7 +162,7 @@ impl DiffusionBackend for Flex {
         padding: usize,
         _cache: &WeightCache,
     ) -> FlexTensor {
-        if let Some(y) = mixed::conv2d(&x, &weight, bias.as_ref(), stride, padding) {
+        if let Some(y) = products::conv2d(&x, &weight, bias.as_ref(), stride, padding) {
             return y;
         }
         let dtype = x.dtype();

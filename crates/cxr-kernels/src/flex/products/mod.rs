@@ -1,12 +1,15 @@
-//! Products of half-precision operands: weights and activations are read in the two bytes that they are stored in, sums
-//! are taken in f32, and a result is rounded once.
+//! Products of activations and weights as they are stored: of f32, and of half precision, whose weights and activations
+//! are read in their two bytes. Sums are taken in f32, and a result is rounded once.
 //!
 //! | Dtype and processor | How |
 //! |---|---|
+//! | f32, AVX-512 | [`product`]: a layer's weights are turned into panels by registers, which for the few rows of a small picture costs a fraction of what a general product takes to bring them into order |
 //! | bf16, AVX-512 BF16 | [`product`]: pairs of bf16 are multiplied as they are, two at a time in each lane |
-//! | other | [`panels`]: blocks of both operands become f32 in a buffer that stays in the cache |
+//! | other half precision | [`panels`]: blocks of both operands become f32 in a buffer that stays in the cache |
+//! | other f32, f64 | burn's product |
 //!
-//! Convolutions have the first alone; elsewhere they work in f32 on operands that are converted whole.
+//! Linear layers have all of them. Convolutions have the second alone: elsewhere in half precision they work in f32 on
+//! operands that are converted whole.
 //!
 //! Every sum goes along the depth from its first element to its last, whatever the blocks and however many threads and
 //! rows there are: a row of a batch has the bits that it has alone.
@@ -27,26 +30,35 @@ pub(super) use linear::{linear, linear_x_backward};
 use std::mem::MaybeUninit;
 
 use burn::tensor::DType;
+#[cfg(target_arch = "x86_64")]
+use burn::tensor::bf16;
 
 /// Which instructions a product is made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Path {
-    /// AVX-512 BF16.
+    /// f32 on AVX-512.
+    #[cfg(target_arch = "x86_64")]
+    Single,
+    /// bf16 on AVX-512 BF16.
     #[cfg(target_arch = "x86_64")]
     Bf16,
-    /// f32, on any processor.
+    /// Half precision on any processor.
     Panels,
+    /// Burn's.
+    General,
 }
 
 impl Path {
     /// The one for `dtype` on this processor.
     fn of(dtype: DType) -> Self {
-        #[cfg(target_arch = "x86_64")]
-        if dtype == DType::BF16 && product::is_available() {
-            return Self::Bf16;
+        match dtype {
+            #[cfg(target_arch = "x86_64")]
+            DType::F32 if <f32 as product::Number>::is_available() => Self::Single,
+            #[cfg(target_arch = "x86_64")]
+            DType::BF16 if <bf16 as product::Number>::is_available() => Self::Bf16,
+            DType::BF16 | DType::F16 => Self::Panels,
+            _ => Self::General,
         }
-        let _ = dtype;
-        Self::Panels
     }
 }
 

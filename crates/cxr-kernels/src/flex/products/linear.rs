@@ -1,13 +1,14 @@
 //! Linear layers: every token is a row, every output feature a column.
 
 use burn::tensor::{DType, Shape, TensorMetadata, bf16, f16};
-use burn_flex::FlexTensor;
+use burn_flex::{Flex, FlexTensor};
 
-use super::super::elementwise::contiguous;
+use super::super::elementwise::{contiguous, slice, tensor};
 use super::super::half::{elements, half_tensor, widened};
 use super::{Path, panels};
+use crate::plain;
 
-/// `x @ weight^T + bias` for `x` `[rows, in]`, `weight` `[out, in]`, `bias` `[out]`, all f16 or all bf16.
+/// `x @ weight^T + bias` for `x` `[rows, in]`, `weight` `[out, in]`, `bias` `[out]`, all of one dtype.
 pub(in super::super) fn linear(x: FlexTensor, weight: FlexTensor, bias: Option<FlexTensor>) -> FlexTensor {
     product(Path::of(x.dtype()), x, weight, bias, Order::Transposed)
 }
@@ -33,6 +34,12 @@ pub(super) fn product(
     bias: Option<FlexTensor>,
     order: Order,
 ) -> FlexTensor {
+    if path == Path::General {
+        return match order {
+            Order::Transposed => plain::linear::<Flex>(x, weight, bias),
+            Order::Plain => plain::linear_x_backward::<Flex>(weight, x),
+        };
+    }
     let [rows, depth] = x.shape().dims();
     let of_weight: [usize; 2] = weight.shape().dims();
     let columns = if order == Order::Transposed { of_weight[0] } else { of_weight[1] };
@@ -41,53 +48,73 @@ pub(super) fn product(
     let (bias, shape) = (bias.as_deref(), Shape::new([rows, columns]));
     match (path, x.dtype()) {
         #[cfg(target_arch = "x86_64")]
-        (Path::Bf16, _) => {
-            half_tensor(bf16s::product(elements(&x), elements(&weight), bias, order, sizes), shape)
+        (Path::Single, _) => {
+            tensor(by_vectors::product(slice(&x), slice(&weight), bias, order, sizes), shape)
         }
-        (Path::Panels, DType::F16) => {
+        #[cfg(target_arch = "x86_64")]
+        (Path::Bf16, _) => half_tensor(
+            by_vectors::product::<bf16>(elements(&x), elements(&weight), bias, order, sizes),
+            shape,
+        ),
+        (_, DType::F16) => {
             half_tensor(panels::product::<f16>(elements(&x), elements(&weight), bias, order, sizes), shape)
         }
-        (Path::Panels, _) => {
-            half_tensor(panels::product::<bf16>(elements(&x), elements(&weight), bias, order, sizes), shape)
-        }
+        _ => half_tensor(panels::product::<bf16>(elements(&x), elements(&weight), bias, order, sizes), shape),
     }
 }
 
-/// On AVX-512 BF16.
+/// On AVX-512.
 #[cfg(target_arch = "x86_64")]
-mod bf16s {
+mod by_vectors {
     use std::ops::Range;
 
     use burn::tensor::bf16;
 
     use super::super::Target;
-    use super::super::product::{Bias, Rows, Sink, multiply, round};
+    use super::super::product::{Bias, Number, Rows, Sink, multiply, round, write};
     use super::super::weights::{Plain, Transposed};
     use super::Order;
     use crate::flex::elementwise::filled;
 
     /// The result `[rows, columns]`, with the biases of its columns.
-    struct Lines<'a> {
-        target: Target<bf16>,
+    pub(super) struct Lines<'a, T> {
+        target: Target<T>,
         columns: usize,
         bias: Option<&'a [f32]>,
     }
 
-    impl Sink for Lines<'_> {
-        unsafe fn store(&self, row: usize, columns: Range<usize>, sums: &[f32]) {
-            let bias = self.bias.map_or(Bias::All(0.0), |bias| Bias::Each(&bias[columns.clone()]));
-            // SAFETY: the place lies in the result, and no other task has it; the processor has what it takes.
-            unsafe { round(sums, bias, self.target.at(row * self.columns + columns.start)) };
+    impl<T> Lines<'_, T> {
+        fn bias(&self, columns: Range<usize>) -> Bias<'_> {
+            self.bias.map_or(Bias::All(0.0), |bias| Bias::Each(&bias[columns]))
         }
     }
 
-    pub(super) fn product(
-        x: &[bf16],
-        weight: &[bf16],
+    impl Sink for Lines<'_, f32> {
+        unsafe fn store(&self, row: usize, columns: Range<usize>, sums: &[f32]) {
+            let start = row * self.columns + columns.start;
+            // SAFETY: the place lies in the result, and no other task has it; the processor has what it takes.
+            unsafe { write(sums, self.bias(columns), self.target.at(start)) };
+        }
+    }
+
+    impl Sink for Lines<'_, bf16> {
+        unsafe fn store(&self, row: usize, columns: Range<usize>, sums: &[f32]) {
+            let start = row * self.columns + columns.start;
+            // SAFETY: as above.
+            unsafe { round(sums, self.bias(columns), self.target.at(start)) };
+        }
+    }
+
+    pub(super) fn product<T: Number>(
+        x: &[T],
+        weight: &[T],
         bias: Option<&[f32]>,
         order: Order,
         [rows, columns, depth]: [usize; 3],
-    ) -> Vec<bf16> {
+    ) -> Vec<T>
+    where
+        for<'a> Lines<'a, T>: Sink,
+    {
         // SAFETY: the product's rows and columns are all that `out` has, and each is stored.
         unsafe {
             filled(rows * columns, |out| {

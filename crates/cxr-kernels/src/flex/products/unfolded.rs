@@ -8,8 +8,7 @@ use burn::tensor::bf16;
 use rayon::prelude::*;
 
 use super::super::conv::Geometry;
-use super::product::{Columns, LANES};
-use super::weights::paired;
+use super::product::{Columns, LANES, paired};
 
 /// Images with their padding, and where in them each line and each column begins: an element of the matrix is at the sum
 /// of the two.
@@ -103,7 +102,7 @@ impl Run {
 }
 
 // SAFETY: `pack` writes every line of every vector of the panel.
-unsafe impl Columns for Unfolded<'_> {
+unsafe impl Columns<bf16> for Unfolded<'_> {
     fn count(&self) -> usize {
         self.columns.len()
     }

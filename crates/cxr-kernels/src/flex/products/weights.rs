@@ -3,19 +3,17 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use burn::tensor::bf16;
-
-use super::product::{Columns, LANES};
+use super::product::{Columns, LANES, Number, first_lanes};
 
 /// A matrix `[columns, depth]`: a column's elements lie side by side.
-pub(super) struct Transposed<'a> {
-    pub(super) data: &'a [bf16],
+pub(super) struct Transposed<'a, T> {
+    pub(super) data: &'a [T],
     pub(super) columns: usize,
     pub(super) depth: usize,
 }
 
 // SAFETY: `pack` writes every line of every vector of the panel.
-unsafe impl Columns for Transposed<'_> {
+unsafe impl<T: Number> Columns<T> for Transposed<'_, T> {
     fn count(&self) -> usize {
         self.columns
     }
@@ -23,32 +21,26 @@ unsafe impl Columns for Transposed<'_> {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
     unsafe fn pack(&self, columns: Range<usize>, depth: Range<usize>, panel: *mut __m512i) {
         let vectors = columns.len().div_ceil(LANES);
-        let pairs = depth.len().div_ceil(2);
+        let lines = depth.len().div_ceil(T::PER_WORD);
         for (v, first) in columns.clone().step_by(LANES).enumerate() {
             let count = LANES.min(columns.end - first);
-            for (block, start) in depth.clone().step_by(2 * LANES).enumerate() {
-                let mask = first_halves(depth.end - start);
+            for (block, start) in depth.clone().step_by(T::PER_WORD * LANES).enumerate() {
                 let mut words = [_mm512_setzero_si512(); LANES];
                 for (i, words) in words.iter_mut().take(count).enumerate() {
-                    // SAFETY: the mask leaves out what is past the last line.
+                    // SAFETY: so many elements are left of this column.
                     unsafe {
                         let from = self.data.as_ptr().add((first + i) * self.depth + start);
-                        *words = _mm512_maskz_loadu_epi16(mask, from.cast());
+                        *words = T::words(from, depth.end - start);
                     }
                 }
                 let words = transpose(words);
-                for (pair, words) in (block * LANES..pairs).zip(words) {
+                for (line, words) in (block * LANES..lines).zip(words) {
                     // SAFETY: the panel has this line.
-                    unsafe { _mm512_store_si512(panel.add(pair * vectors + v), words) };
+                    unsafe { _mm512_store_si512(panel.add(line * vectors + v), words) };
                 }
             }
         }
     }
-}
-
-/// The mask of the first `count` halves of a vector.
-fn first_halves(count: usize) -> __mmask32 {
-    if count >= 2 * LANES { !0 } else { (1 << count) - 1 }
 }
 
 /// Sixteen vectors of sixteen words: word `i` of vector `j` becomes word `j` of vector `i`.
@@ -83,13 +75,13 @@ fn transpose(x: [__m512i; LANES]) -> [__m512i; LANES] {
 }
 
 /// A matrix `[depth, columns]`: a line's elements lie side by side.
-pub(super) struct Plain<'a> {
-    pub(super) data: &'a [bf16],
+pub(super) struct Plain<'a, T> {
+    pub(super) data: &'a [T],
     pub(super) columns: usize,
 }
 
 // SAFETY: `pack` writes every line of every vector of the panel.
-unsafe impl Columns for Plain<'_> {
+unsafe impl<T: Number> Columns<T> for Plain<'_, T> {
     fn count(&self) -> usize {
         self.columns
     }
@@ -97,28 +89,16 @@ unsafe impl Columns for Plain<'_> {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
     unsafe fn pack(&self, columns: Range<usize>, depth: Range<usize>, panel: *mut __m512i) {
         let vectors = columns.len().div_ceil(LANES);
-        for (pair, line) in depth.clone().step_by(2).enumerate() {
+        for (word, line) in depth.clone().step_by(T::PER_WORD).enumerate() {
             for (v, first) in columns.clone().step_by(LANES).enumerate() {
-                let mask = super::product::first_lanes(columns.end - first);
+                let mask = first_lanes(columns.end - first);
                 // SAFETY: the mask leaves out what is past the last column, and the panel has this line.
                 unsafe {
                     let from = self.data.as_ptr().add(line * self.columns + first);
-                    let low = _mm256_maskz_loadu_epi16(mask, from.cast());
-                    let high = if line + 1 < depth.end {
-                        _mm256_maskz_loadu_epi16(mask, from.add(self.columns).cast())
-                    } else {
-                        _mm256_setzero_si256()
-                    };
-                    _mm512_store_si512(panel.add(pair * vectors + v), paired(low, high));
+                    let next = (line + 1 < depth.end).then(|| from.add(self.columns));
+                    _mm512_store_si512(panel.add(word * vectors + v), T::zipped(from, next, mask));
                 }
             }
         }
     }
-}
-
-/// Sixteen halves of `low` and of `high`, in pairs.
-#[inline]
-#[target_feature(enable = "avx512f")]
-pub(super) fn paired(low: __m256i, high: __m256i) -> __m512i {
-    _mm512_or_si512(_mm512_cvtepu16_epi32(low), _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(high)))
 }
