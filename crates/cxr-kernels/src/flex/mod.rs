@@ -162,7 +162,9 @@ impl DiffusionBackend for Flex {
         padding: usize,
         _cache: &WeightCache,
     ) -> FlexTensor {
-        if let Some(y) = products::conv2d(&x, &weight, bias.as_ref(), stride, padding) {
+        if x.dtype() == DType::BF16
+            && let Some(y) = products::conv2d(&x, &weight, bias.as_ref(), stride, padding)
+        {
             return y;
         }
         let dtype = x.dtype();
@@ -171,6 +173,8 @@ impl DiffusionBackend for Flex {
             plain::conv2d::<Flex>(x, weight, bias, stride, padding)
         } else if winograd::applies(&x.shape(), &weight.shape(), stride, padding) {
             winograd::forward(x, weight, bias, padding)
+        } else if let Some(y) = products::conv2d(&x, &weight, bias.as_ref(), stride, padding) {
+            y
         } else if conv::applies(&weight, x.dtype()) {
             conv::forward(x, weight, bias, stride, padding)
         } else {

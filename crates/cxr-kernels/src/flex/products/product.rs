@@ -47,12 +47,27 @@ pub(super) trait Number: Copy + Send + Sync {
     /// The processor must have what it takes, and the elements must be there.
     unsafe fn words(from: *const Self, count: usize) -> __m512i;
 
-    /// A word for each of sixteen columns: of the line `from` and, where a word has two elements, of the line `next`, or
-    /// zeros without it.
+    /// Sixteen of them.
+    type Sixteen: Copy;
+
+    /// Sixteen that lie side by side; zeros where the mask has none.
     ///
     /// # Safety
-    /// The processor must have what it takes, and the lines the columns of the mask.
-    unsafe fn zipped(from: *const Self, next: Option<*const Self>, columns: __mmask16) -> __m512i;
+    /// The processor must have what it takes, and those of the mask must be there.
+    unsafe fn sixteen(from: *const Self, mask: __mmask16) -> Self::Sixteen;
+
+    /// Eight and eight that lie side by side.
+    ///
+    /// # Safety
+    /// The processor must have what it takes, and they must be there.
+    unsafe fn eights(low: *const Self, high: *const Self) -> Self::Sixteen;
+
+    /// A word for each of sixteen columns: of one line and, where a word has two elements, of the next, or zeros without
+    /// it.
+    ///
+    /// # Safety
+    /// The processor must have what it takes.
+    unsafe fn zipped(line: Self::Sixteen, next: Option<Self::Sixteen>) -> __m512i;
 }
 
 /// What both kinds take.
@@ -224,10 +239,29 @@ impl Number for f32 {
         unsafe { _mm512_maskz_loadu_epi32(first_lanes(count), from.cast()) }
     }
 
+    type Sixteen = __m512i;
+
+    #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-    unsafe fn zipped(from: *const Self, _: Option<*const Self>, columns: __mmask16) -> __m512i {
+    unsafe fn sixteen(from: *const Self, mask: __mmask16) -> __m512i {
         // SAFETY: the caller's word.
-        unsafe { _mm512_maskz_loadu_epi32(columns, from.cast()) }
+        unsafe { _mm512_maskz_loadu_epi32(mask, from.cast()) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    unsafe fn eights(low: *const Self, high: *const Self) -> __m512i {
+        // SAFETY: the caller's word.
+        unsafe {
+            let [low, high] = [low, high].map(|from| _mm256_loadu_si256(from.cast()));
+            _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high)
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    unsafe fn zipped(line: __m512i, _: Option<__m512i>) -> __m512i {
+        line
     }
 }
 
@@ -273,25 +307,31 @@ impl Number for bf16 {
         unsafe { _mm512_maskz_loadu_epi16(halves, from.cast()) }
     }
 
+    type Sixteen = __m256i;
+
+    #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-    unsafe fn zipped(from: *const Self, next: Option<*const Self>, columns: __mmask16) -> __m512i {
+    unsafe fn sixteen(from: *const Self, mask: __mmask16) -> __m256i {
+        // SAFETY: the caller's word.
+        unsafe { _mm256_maskz_loadu_epi16(mask, from.cast()) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    unsafe fn eights(low: *const Self, high: *const Self) -> __m256i {
         // SAFETY: the caller's word.
         unsafe {
-            let low = _mm256_maskz_loadu_epi16(columns, from.cast());
-            let high = match next {
-                Some(next) => _mm256_maskz_loadu_epi16(columns, next.cast()),
-                None => _mm256_setzero_si256(),
-            };
-            paired(low, high)
+            let [low, high] = [low, high].map(|from| _mm_loadu_si128(from.cast()));
+            _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(low), high)
         }
     }
-}
 
-/// Sixteen halves of `low` and of `high`, in pairs.
-#[inline]
-#[target_feature(enable = "avx512f")]
-pub(super) fn paired(low: __m256i, high: __m256i) -> __m512i {
-    _mm512_or_si512(_mm512_cvtepu16_epi32(low), _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(high)))
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    unsafe fn zipped(line: __m256i, next: Option<__m256i>) -> __m512i {
+        let next = next.unwrap_or(_mm256_setzero_si256());
+        _mm512_or_si512(_mm512_cvtepu16_epi32(line), _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(next)))
+    }
 }
 
 /// # Safety

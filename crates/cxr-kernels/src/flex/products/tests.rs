@@ -81,16 +81,24 @@ fn check_product(sizes: [usize; 3], order: Order, with_bias: bool, dtype: DType,
     }
 }
 
-fn check_conv(x: [usize; 4], out: usize, kernel: usize, stride: usize, padding: usize, seed: u64) {
+fn check_conv(
+    x: [usize; 4],
+    out: usize,
+    kernel: usize,
+    stride: usize,
+    padding: usize,
+    dtype: DType,
+    seed: u64,
+) {
     let [n, c, h, w] = x;
-    let x = numbers(&[n, c, h, w], seed, DType::BF16);
-    let weight = numbers(&[out, c, kernel, kernel], seed + 1, DType::BF16);
-    let bias = numbers(&[out], seed + 2, DType::BF16);
+    let x = numbers(&[n, c, h, w], seed, dtype);
+    let weight = numbers(&[out, c, kernel, kernel], seed + 1, dtype);
+    let bias = numbers(&[out], seed + 2, dtype);
     let Some(y) = conv::conv2d(&x, &weight, Some(&bias), stride, padding) else {
-        return eprintln!("skipped: AVX-512 BF16, which this processor does not have");
+        return eprintln!("skipped: AVX-512 for {dtype:?}, which this processor does not have");
     };
     let [height, width] = [h, w].map(|size| (size + 2 * padding - kernel) / stride + 1);
-    assert_eq!((y.shape(), y.dtype()), (Shape::new([n, out, height, width]), DType::BF16));
+    assert_eq!((y.shape(), y.dtype()), (Shape::new([n, out, height, width]), dtype));
     let [x, weight, bias] = [x, weight, bias].map(widened);
     let what = format!("{:?} out {out} kernel {kernel} stride {stride} padding {padding}", [n, c, h, w]);
     assert_sums(&what, y, |i| {
@@ -133,10 +141,11 @@ proptest! {
         kernel in 1_usize..4,
         stride in 1_usize..3,
         padding in 0_usize..3,
+        dtype in prop::sample::select(&[DType::F32, DType::BF16]),
         seed in 0_u64..1000,
     ) {
         prop_assume!(size.0 + 2 * padding >= kernel && size.1 + 2 * padding >= kernel);
-        check_conv([batch, channels, size.0, size.1], out, kernel, stride, padding, seed);
+        check_conv([batch, channels, size.0, size.1], out, kernel, stride, padding, dtype, seed);
     }
 }
 
@@ -146,10 +155,12 @@ fn products_of_several_blocks_are_sums_rounded_once() {
         check_product([300, 450, 300], Order::Transposed, true, dtype, 1);
         check_product([300, 450, 300], Order::Plain, false, dtype, 2);
     }
-    check_conv([2, 40, 16, 16], 100, 3, 1, 1, 3);
-    check_conv([3, 40, 8, 8], 100, 3, 1, 1, 4);
-    check_conv([1, 20, 24, 24], 100, 3, 2, 1, 5);
-    check_conv([5, 100, 7, 1], 10, 1, 1, 0, 6);
+    for dtype in [DType::F32, DType::BF16] {
+        check_conv([2, 40, 16, 16], 100, 3, 1, 1, dtype, 3);
+        check_conv([3, 40, 8, 8], 100, 3, 1, 1, dtype, 4);
+        check_conv([1, 20, 24, 24], 100, 3, 2, 1, dtype, 5);
+        check_conv([5, 100, 7, 1], 10, 1, 1, 0, dtype, 6);
+    }
 }
 
 /// The first `count` of the rows of a matrix.
@@ -190,16 +201,17 @@ fn a_row_has_the_same_bits_alone_in_a_batch_and_with_any_number_of_threads() {
 
 #[test]
 fn an_image_has_the_same_bits_alone_and_in_a_batch() {
-    for side in [3, 8, 16, 20] {
-        let x = numbers(&[3, 70, side, side], 1, DType::BF16);
-        let weight = numbers(&[90, 70, 3, 3], 2, DType::BF16);
+    let cases = [3, 8, 16, 20].map(|side| [(side, DType::F32), (side, DType::BF16)]).concat();
+    for (side, dtype) in cases {
+        let x = numbers(&[3, 70, side, side], 1, dtype);
+        let weight = numbers(&[90, 70, 3, 3], 2, dtype);
         let Some(all) = conv::conv2d(&x, &weight, None, 1, 1) else {
-            return eprintln!("skipped: AVX-512 BF16, which this processor does not have");
+            return eprintln!("skipped: AVX-512 for {dtype:?}, which this processor does not have");
         };
         let one = widened(x)[..70 * side * side].to_vec();
-        let one = narrow(FlexTensor::from_data(TensorData::new(one, [1, 70, side, side])), DType::BF16);
+        let one = narrow(FlexTensor::from_data(TensorData::new(one, [1, 70, side, side])), dtype);
         let one = conv::conv2d(&one, &weight, None, 1, 1).map(widened).expect("as before");
-        assert_eq!(one, widened(all)[..one.len()], "side {side}");
+        assert_eq!(one, widened(all)[..one.len()], "side {side} {dtype:?}");
     }
 }
 

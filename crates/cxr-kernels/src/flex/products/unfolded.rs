@@ -4,23 +4,22 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use burn::tensor::bf16;
 use rayon::prelude::*;
 
 use super::super::conv::Geometry;
-use super::product::{Columns, LANES, paired};
+use super::product::{Columns, LANES, Number};
 
 /// Images with their padding, and where in them each line and each column begins: an element of the matrix is at the sum
 /// of the two.
-pub(super) struct Unfolded<'a> {
-    data: std::borrow::Cow<'a, [bf16]>,
+pub(super) struct Unfolded<'a, T: Clone> {
+    data: std::borrow::Cow<'a, [T]>,
     lines: Vec<usize>,
     columns: Vec<usize>,
 }
 
-impl<'a> Unfolded<'a> {
+impl<'a, T: Number + Default> Unfolded<'a, T> {
     /// Of the images `x` `[n, c, h, w]`.
-    pub(super) fn new(geometry: &Geometry, x: &'a [bf16]) -> Self {
+    pub(super) fn new(geometry: &Geometry, x: &'a [T]) -> Self {
         let ([c, h, w], [_, height, width], [kh, kw]) = (geometry.input, geometry.output, geometry.kernel);
         let (stride, padding) = (geometry.stride, geometry.padding);
         let [padded_h, padded_w] = [h, w].map(|size| size + 2 * padding);
@@ -28,7 +27,7 @@ impl<'a> Unfolded<'a> {
         let data = if padding == 0 {
             x.into()
         } else {
-            let mut padded = vec![bf16::ZERO; geometry.batch * c * plane];
+            let mut padded = vec![T::default(); geometry.batch * c * plane];
             padded.par_chunks_mut(plane).zip(x.par_chunks(h * w)).for_each(|(to, from)| {
                 let rows = to.chunks_exact_mut(padded_w).skip(padding);
                 for (to, from) in rows.zip(from.chunks_exact(w)) {
@@ -76,25 +75,21 @@ impl Run {
     /// The pixels of one line, which begins at `from`.
     ///
     /// # Safety
-    /// The processor must have these features; the line must have all of the run's columns.
+    /// The processor must have what it takes; the line must have all of the run's columns.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-    unsafe fn load(&self, from: *const bf16) -> __m256i {
+    unsafe fn load<T: Number + Default>(&self, from: *const T) -> T::Sixteen {
         // SAFETY: the columns are there, says the caller.
         unsafe {
             match self {
-                Self::Whole(place) => _mm256_loadu_si256(from.add(*place).cast()),
-                Self::Halves(places) => {
-                    let low = _mm_loadu_si128(from.add(places[0]).cast());
-                    let high = _mm_loadu_si128(from.add(places[1]).cast());
-                    _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(low), high)
-                }
+                Self::Whole(place) => T::sixteen(from.add(*place), !0),
+                Self::Halves([low, high]) => T::eights(from.add(*low), from.add(*high)),
                 Self::Scattered(places) => {
-                    let mut pixels = [0_u16; LANES];
+                    let mut pixels = [T::default(); LANES];
                     for (pixel, place) in pixels.iter_mut().zip(places) {
-                        *pixel = (*from.add(*place)).to_bits();
+                        *pixel = *from.add(*place);
                     }
-                    _mm256_loadu_si256(pixels.as_ptr().cast())
+                    T::sixteen(pixels.as_ptr(), !0)
                 }
             }
         }
@@ -102,7 +97,7 @@ impl Run {
 }
 
 // SAFETY: `pack` writes every line of every vector of the panel.
-unsafe impl Columns<bf16> for Unfolded<'_> {
+unsafe impl<T: Number + Default> Columns<T> for Unfolded<'_, T> {
     fn count(&self) -> usize {
         self.columns.len()
     }
@@ -113,15 +108,12 @@ unsafe impl Columns<bf16> for Unfolded<'_> {
         let data = self.data.as_ptr();
         for (v, places) in self.columns[columns].chunks(LANES).enumerate() {
             let run = Run::new(places);
-            for (pair, lines) in self.lines[depth.clone()].chunks(2).enumerate() {
+            for (word, lines) in self.lines[depth.clone()].chunks(T::PER_WORD).enumerate() {
                 // SAFETY: all lines have all columns, and the panel has this line.
                 unsafe {
-                    let low = run.load(data.add(lines[0]));
-                    let high = match lines.get(1) {
-                        Some(line) => run.load(data.add(*line)),
-                        None => _mm256_setzero_si256(),
-                    };
-                    _mm512_store_si512(panel.add(pair * vectors + v), paired(low, high));
+                    let next = lines.get(1).map(|line| run.load(data.add(*line)));
+                    let words = T::zipped(run.load(data.add(lines[0])), next);
+                    _mm512_store_si512(panel.add(word * vectors + v), words);
                 }
             }
         }

@@ -89,14 +89,15 @@ unsafe impl<T: Number> Columns<T> for Plain<'_, T> {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
     unsafe fn pack(&self, columns: Range<usize>, depth: Range<usize>, panel: *mut __m512i) {
         let vectors = columns.len().div_ceil(LANES);
-        for (word, line) in depth.clone().step_by(T::PER_WORD).enumerate() {
+        for (word, at) in depth.clone().step_by(T::PER_WORD).enumerate() {
             for (v, first) in columns.clone().step_by(LANES).enumerate() {
                 let mask = first_lanes(columns.end - first);
                 // SAFETY: the mask leaves out what is past the last column, and the panel has this line.
                 unsafe {
-                    let from = self.data.as_ptr().add(line * self.columns + first);
-                    let next = (line + 1 < depth.end).then(|| from.add(self.columns));
-                    _mm512_store_si512(panel.add(word * vectors + v), T::zipped(from, next, mask));
+                    let from = self.data.as_ptr().add(at * self.columns + first);
+                    let line = |i: usize| T::sixteen(from.add(i * self.columns), mask);
+                    let next = (T::PER_WORD == 2 && at + 1 < depth.end).then(|| line(1));
+                    _mm512_store_si512(panel.add(word * vectors + v), T::zipped(line(0), next));
                 }
             }
         }
