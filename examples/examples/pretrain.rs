@@ -3,12 +3,12 @@
 //!
 //! Every stage writes checkpoints and goes on from them, so that the command can be stopped (Ctrl-C) and given again.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use burn::module::AutodiffModule;
 use clap::Parser;
 use cxr::core::atomic;
@@ -21,20 +21,21 @@ use cxr::ldm::scheduler::{NoiseSchedule, NoiseScheduleConfig};
 use cxr::ldm::text::ClipTextConfig;
 use cxr::ldm::unet::UNetConfig;
 use cxr::ldm::vae::{AutoencoderKl, AutoencoderKlConfig};
-use cxr::ldm::weights::save_folder;
+use cxr::ldm::weights::{LoadOptions, ModelFiles, ModelSource, save_folder};
 use cxr::tokenizer::ClipTokenizer;
 use cxr::trainer::{
     Diffusion, LatentSample, LearningRate, Reconstruction, SnrWeight, TrainConfig, Trained, initialize,
     train, watch,
 };
 use cxr_examples::backend::{Job, RunArgs, exit, run};
-use cxr_examples::demo::autoencoder::{AutoencoderPictures, reconstruct};
+use cxr_examples::demo::autoencoder::{AutoencoderPictures, SharpPictures, reconstruct};
 use cxr_examples::demo::extractor::{
     LabelledPictures, extractor_config, judge_extractor, learnable_findings, mean_auroc, train_extractor,
 };
 use cxr_examples::demo::joint::TextToLatent;
 use cxr_examples::demo::latents::Strength;
 use cxr_examples::demo::pictures::grey_image;
+use cxr_examples::demo::sharpen::{JudgedAutoencoder, PatchDiscriminator, Sharpening};
 use cxr_examples::demo::thumbnails::Thumbnails;
 use cxr_examples::demo::{self, latents};
 use cxr_examples::exit::EXIT_CODES;
@@ -63,6 +64,9 @@ struct Args {
     /// Thumbnails in NIH's layout (labels.csv and images/); default: the embedded ones.
     #[arg(long)]
     data: Option<PathBuf>,
+    /// Begin with the autoencoder of this model folder instead of training one (diffusers' layout).
+    #[arg(long)]
+    autoencoder: Option<PathBuf>,
     /// Optimizer steps of the autoencoder.
     #[arg(long, default_value_t = 9000)]
     autoencoder_steps: u64,
@@ -72,12 +76,28 @@ struct Args {
     /// Highest learning rate of the autoencoder.
     #[arg(long, default_value_t = 2e-3)]
     autoencoder_rate: f64,
+    /// Begin with text encoder and UNet of this model folder instead of untrained ones: for another round of training on
+    /// the same latents.
+    #[arg(long)]
+    start: Option<PathBuf>,
+    /// Optimizer steps of the decoder alone, against a discriminator; 0 leaves it as it is.
+    #[arg(long, default_value_t = 3500)]
+    sharpen_steps: u64,
+    /// Highest learning rate of these.
+    #[arg(long, default_value_t = 1e-3)]
+    sharpen_rate: f64,
+    /// Weight of the discriminator's opinion; that of the absolute error is 1.
+    #[arg(long, default_value_t = 0.05)]
+    adversarial: f64,
+    /// Weight of the difference of the discriminator's hidden layers.
+    #[arg(long, default_value_t = 0.0)]
+    features: f64,
     /// Optimizer steps of text encoder and UNet.
-    #[arg(long, default_value_t = 3600)]
+    #[arg(long, default_value_t = 5000)]
     denoiser_steps: u64,
-    /// Optimizer steps of their second pass, on strongly randomized pictures.
+    /// Optimizer steps of their second pass, where a bare finding stands for a picture changed beyond recognition.
     #[arg(long, default_value_t = 1000)]
-    strong_steps: u64,
+    wild_steps: u64,
     /// Pictures per step of text encoder and UNet.
     #[arg(long, default_value_t = 32)]
     denoiser_batch: usize,
@@ -129,7 +149,17 @@ impl Job for Pretrain {
         let started = Instant::now();
         let vae = args.autoencoder::<B>(&thumbnails, &device, &progress)?;
         let autoencoder_seconds = started.elapsed().as_secs_f64();
-        let psnr = args.judge_autoencoder::<B>(&vae, &thumbnails, &device)?;
+        let psnr = args.judge_autoencoder::<B>(&vae, "autoencoder", &thumbnails, &device)?;
+        let started = Instant::now();
+        let (vae, sharp_psnr) = match args.sharpen_steps {
+            0 => (vae, psnr),
+            _ => {
+                let vae = args.sharpen::<B>(vae, &thumbnails, &device, &progress)?;
+                let psnr = args.judge_autoencoder::<B>(&vae, "sharpened", &thumbnails, &device)?;
+                (vae, psnr)
+            }
+        };
+        let sharpen_seconds = started.elapsed().as_secs_f64();
         if !wanted(Stage::Model) {
             return Ok(());
         }
@@ -149,13 +179,22 @@ impl Job for Pretrain {
             "seed": args.seed,
             "train_thumbnails": train.len(),
             "held_out_thumbnails": test.len(),
-            "autoencoder": {
-                "steps": args.autoencoder_steps, "batch": args.autoencoder_batch, "rate": args.autoencoder_rate,
-                "parameters": count(parameters::count(&vae.valid())),
-                "held_out_psnr_db": psnr, "seconds_of_last_start": autoencoder_seconds,
+            "autoencoder": match &args.autoencoder {
+                Some(folder) => json!({ "from": folder, "held_out_psnr_db": psnr }),
+                None => json!({
+                    "steps": args.autoencoder_steps, "batch": args.autoencoder_batch, "rate": args.autoencoder_rate,
+                    "parameters": count(parameters::count(&vae.valid())),
+                    "held_out_psnr_db": psnr, "seconds_of_last_start": autoencoder_seconds,
+                }),
+            },
+            "decoder": {
+                "steps": args.sharpen_steps, "batch": args.autoencoder_batch, "rate": args.sharpen_rate,
+                "adversarial": args.adversarial, "features": args.features,
+                "held_out_psnr_db": sharp_psnr, "seconds_of_last_start": sharpen_seconds,
             },
             "denoiser": {
-                "steps": args.denoiser_steps, "strong_steps": args.strong_steps, "batch": args.denoiser_batch, "rate": args.denoiser_rate,
+                "from": args.start,
+                "steps": args.denoiser_steps, "wild_steps": args.wild_steps, "batch": args.denoiser_batch, "rate": args.denoiser_rate,
                 "pool": args.pool,
                 "parameters": count(parameters::count(&model.unet)),
                 "text_encoder_parameters": count(parameters::count(&model.text_encoder)),
@@ -208,14 +247,23 @@ impl Args {
 
     /// The command that makes the same files, wherever it puts them.
     fn command(&self) -> String {
+        let from = [("autoencoder", &self.autoencoder), ("start", &self.start)];
+        let from =
+            from.iter().filter_map(|(flag, path)| Some(format!(" --{flag} {}", path.as_ref()?.display())));
+        let from: String = from.collect();
         format!(
-            "pretrain --autoencoder-steps {} --autoencoder-batch {} --autoencoder-rate {} --denoiser-steps {} \
-             --strong-steps {} --denoiser-batch {} --denoiser-rate {} --pool {} --seed {}",
+            "pretrain{from} --autoencoder-steps {} --autoencoder-batch {} --autoencoder-rate {} --sharpen-steps {} \
+             --sharpen-rate {} --adversarial {} --features {} --denoiser-steps {} \
+             --wild-steps {} --denoiser-batch {} --denoiser-rate {} --pool {} --seed {}",
             self.autoencoder_steps,
             self.autoencoder_batch,
             self.autoencoder_rate,
+            self.sharpen_steps,
+            self.sharpen_rate,
+            self.adversarial,
+            self.features,
             self.denoiser_steps,
-            self.strong_steps,
+            self.wild_steps,
             self.denoiser_batch,
             self.denoiser_rate,
             self.pool,
@@ -259,6 +307,9 @@ impl Args {
         device: &B::Device,
         progress: &dyn Progress,
     ) -> Result<AutoencoderKl<B>> {
+        if let Some(folder) = &self.autoencoder {
+            return self.made_autoencoder(folder, device);
+        }
         let config = TrainConfig {
             steps: self.autoencoder_steps,
             batch_size: self.autoencoder_batch,
@@ -281,10 +332,61 @@ impl Args {
         self.finish(trained, &folder, "Autoencoder: loss")
     }
 
+    /// Trains the decoder on against a discriminator; the encoder stays.
+    fn sharpen<B: DiffusionAutodiff>(
+        &self,
+        vae: AutoencoderKl<B>,
+        thumbnails: &Thumbnails,
+        device: &B::Device,
+        progress: &dyn Progress,
+    ) -> Result<AutoencoderKl<B>> {
+        let config = TrainConfig {
+            steps: self.sharpen_steps,
+            batch_size: self.autoencoder_batch,
+            learning_rate: LearningRate::cosine(self.sharpen_rate, self.sharpen_steps / 40),
+            // A norm over both would let the discriminator's gradient, which is far larger, shrink the decoder's.
+            clip_norm: None,
+            ema: Some(0.998),
+            seed: self.seed,
+            ..TrainConfig::default()
+        };
+        let objective = Sharpening::<B, _> {
+            images: SharpPictures { thumbnails: thumbnails.pick(&thumbnails.split.train) },
+            edges: 1.0,
+            adversarial: self.adversarial,
+            features: self.features,
+            device: device.clone(),
+        };
+        let discriminator = initialize(PatchDiscriminator::new(device), self.seed);
+        let model = JudgedAutoencoder { vae, discriminator };
+        let model = parameters::set_trainable(model, JudgedAutoencoder::<B>::learns);
+        let folder = self.out.join("decoder");
+        let trained = train(model, &objective, &config, &folder, &Titled { progress, title: "decoder" })?;
+        Ok(self.finish(trained, &folder, "Decoder: loss")?.vae)
+    }
+
+    /// The autoencoder of a model folder, if it is one of the embedded model's sizes.
+    fn made_autoencoder<B: DiffusionAutodiff>(
+        &self,
+        folder: &Path,
+        device: &B::Device,
+    ) -> Result<AutoencoderKl<B>> {
+        let options = LoadOptions::default();
+        let files = ModelFiles::locate(&ModelSource::from(folder), &options)?;
+        let (its, ours) = (files.config()?.vae, model_config()?.vae);
+        ensure!(
+            AutoencoderKlConfig { scaling_factor: ours.scaling_factor, ..its } == ours,
+            "--autoencoder {}: its vae/config.json has other sizes than the embedded model's",
+            folder.display()
+        );
+        Ok(files.load_vae(&options, device)?)
+    }
+
     /// Held-out PSNR, and a sheet of originals and reconstructions to look at.
     fn judge_autoencoder<B: DiffusionAutodiff>(
         &self,
         vae: &AutoencoderKl<B>,
+        name: &str,
         thumbnails: &Thumbnails,
         device: &B::Device,
     ) -> Result<f64> {
@@ -297,7 +399,7 @@ impl Args {
             .take(16)
             .flat_map(|(original, made)| [grey_image(original), grey_image(made)])
             .collect();
-        let sheet = self.out.join("autoencoder.png");
+        let sheet = self.out.join(format!("{name}.png"));
         contact_sheet(&pairs, 8).save(&sheet).with_context(|| format!("cannot write {}", sheet.display()))?;
         eprintln!("held-out reconstructions: {:.2} dB, {}", reconstructions.psnr, sheet.display());
         Ok(reconstructions.psnr)
@@ -314,25 +416,47 @@ impl Args {
         let mut samples = self.samples(vae, thumbnails, Strength::Rising, self.pool, device, progress)?;
         config.vae.scaling_factor = latents::scaling_factor(&samples);
         latents::scale(&mut samples, config.vae.scaling_factor);
-        let model =
-            TextToLatent { text_encoder: config.text.init::<B>(device), unet: config.unet.init::<B>(device) };
-        let model = initialize(model, self.seed);
+        let model = self.untrained(config, device)?;
         let first =
             Pass { name: "denoiser", steps: self.denoiser_steps, rate: self.denoiser_rate, pool: self.pool };
         let model = self.pass(model, samples, config, &first, device, progress)?;
 
         let pool = self.pool / 2;
-        let mut samples = self.samples(vae, thumbnails, Strength::Strong, pool, device, progress)?;
+        let mut samples = self.samples(vae, thumbnails, Strength::Wild, pool, device, progress)?;
         latents::scale(&mut samples, config.vae.scaling_factor);
-        let (steps, rate) = (self.strong_steps, 0.5 * self.denoiser_rate);
+        let (steps, rate) = (self.wild_steps, 0.5 * self.denoiser_rate);
         self.pass(
             model,
             samples,
             config,
-            &Pass { name: "denoiser-strong", steps, rate, pool },
+            &Pass { name: "denoiser-wild", steps, rate, pool },
             device,
             progress,
         )
+    }
+
+    /// Text encoder and UNet as they are before the first step.
+    fn untrained<B: DiffusionAutodiff>(
+        &self,
+        config: &ModelConfig,
+        device: &B::Device,
+    ) -> Result<TextToLatent<B>> {
+        let Some(folder) = &self.start else {
+            let (text_encoder, unet) = (config.text.init::<B>(device), config.unet.init::<B>(device));
+            return Ok(initialize(TextToLatent { text_encoder, unet }, self.seed));
+        };
+        let options = LoadOptions::default();
+        let files = ModelFiles::locate(&ModelSource::from(folder), &options)?;
+        let its = files.config()?;
+        ensure!(
+            its.text == config.text && its.unet == config.unet,
+            "--start {}: its text encoder or UNet has other sizes than the embedded model's",
+            folder.display()
+        );
+        Ok(TextToLatent {
+            text_encoder: files.load_text(&options, device)?,
+            unet: files.load_unet(&options, device)?,
+        })
     }
 
     /// Latents and captions of a pool of pictures.
@@ -394,7 +518,7 @@ impl Args {
     }
 
     /// The averaged model of a finished run, its loss curve beside it.
-    fn finish<M>(&self, trained: Trained<M>, folder: &std::path::Path, title: &str) -> Result<M> {
+    fn finish<M>(&self, trained: Trained<M>, folder: &Path, title: &str) -> Result<M> {
         if trained.stopped {
             bail!("stopped at step {}; the same command goes on from there", trained.step);
         }

@@ -3,6 +3,7 @@
 use std::str::FromStr;
 
 use anyhow::Result;
+use cxr::device::{Adapter, DeviceSpec};
 use cxr::trainer::distributed::{Alone, Ranks};
 
 /// Which part of a list one of several processes works on.
@@ -58,6 +59,28 @@ impl Shard {
         let whole = Self { index: index * process.count + process.index, count: count * process.count };
         (whole.count > 1).then_some(whole)
     }
+}
+
+/// The device of one of several processes that a launcher started: where the command line has no number, or 0, those on a
+/// machine take its devices in turn.
+pub fn device_of_rank(device: DeviceSpec) -> DeviceSpec {
+    match device {
+        DeviceSpec::Cuda(1..) | DeviceSpec::Wgpu(Adapter::Discrete(1..)) | DeviceSpec::Tch(Some(1..)) => {
+            device
+        }
+        _ => device.for_rank(local_rank()),
+    }
+}
+
+/// Which of the processes on this machine this is, by what started it; 0 where nothing says so. A batch script of Slurm,
+/// which is one process, has the variables of a step but no step.
+fn local_rank() -> usize {
+    local_rank_of(|name| std::env::var(name).ok()?.trim().parse().ok())
+}
+
+fn local_rank_of(number: impl Fn(&str) -> Option<usize>) -> usize {
+    let of_step = || number("SLURM_STEP_NUM_TASKS").and_then(|_| number("SLURM_LOCALID"));
+    number("OMPI_COMM_WORLD_LOCAL_RANK").or_else(|| number("MPI_LOCALRANKID")).or_else(of_step).unwrap_or(0)
 }
 
 /// The processes of a training.
@@ -128,6 +151,18 @@ impl Processes {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_place_on_a_machine_is_read_from_the_launcher() {
+        let rank = |set: &[(&str, usize)]| {
+            local_rank_of(|name| set.iter().find(|(other, _)| *other == name).map(|(_, n)| *n))
+        };
+        assert_eq!(rank(&[]), 0);
+        assert_eq!(rank(&[("OMPI_COMM_WORLD_LOCAL_RANK", 3), ("OMPI_COMM_WORLD_RANK", 11)]), 3);
+        assert_eq!(rank(&[("MPI_LOCALRANKID", 2)]), 2);
+        assert_eq!(rank(&[("SLURM_LOCALID", 1), ("SLURM_STEP_NUM_TASKS", 8)]), 1);
+        assert_eq!(rank(&[("SLURM_LOCALID", 1)]), 0);
+    }
 
     #[test]
     fn parts_are_read_from_text() {

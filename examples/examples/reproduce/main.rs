@@ -8,6 +8,7 @@ mod args;
 mod audit;
 mod data;
 mod distances;
+mod estimate;
 mod findings;
 mod lora;
 mod page;
@@ -139,6 +140,10 @@ impl Job for Reproduce {
         let mut base = Base { files, options, hash: String::new(), quiet: args.run.quiet };
         base.hash = base.files.hash::<B>(&base.loading(), &device).context("--model")?;
 
+        // Not where a part of it is there already: what is left is said stage by stage.
+        if !args.run.quiet && args.only.is_none() && !stages.path(BASE.folder).exists() {
+            estimate::tell::<B::InnerBackend>(&base, &settings, data.split.train.len(), &device)?;
+        }
         let of_base = match stages.wants(Stage::BasePictures) {
             true => Some(picture::make::<B::InnerBackend>(
                 &settings, &data, &base, None, &BASE, &device, &stages,

@@ -17,7 +17,7 @@ use cxr::core::progress::Progress;
 use cxr::ldm::pipeline::Image;
 use cxr_examples::exit::{Code, OrExit, exit};
 use cxr_examples::progress::{Terminal, interrupted, show_log, stop_on_interrupt};
-use cxr_examples::ranks::Shard;
+use cxr_examples::ranks::{Shard, device_of_rank};
 use cxr_examples::sheet::Sheet;
 
 use self::args::{Args, Size};
@@ -25,7 +25,10 @@ use self::folder::Folder;
 use self::prompts::Item;
 
 fn main() -> ExitCode {
-    let args = cxr_examples::arguments::parse::<Args>();
+    let mut args = cxr_examples::arguments::parse::<Args>();
+    if args.shard.is_none() {
+        args.run.device = device_of_rank(args.run.device);
+    }
     stop_on_interrupt();
     show_log(args.run.verbose);
     let checked = args.check().or_exit(Code::Arguments);

@@ -7,7 +7,7 @@ use cxr::kernels::DiffusionBackend;
 use cxr::ldm::vae::AutoencoderKl;
 use cxr::trainer::{ReconstructionImages, Sample};
 
-use super::pictures::{Picture, SIDE, procedural, randomized, to_rgb};
+use super::pictures::{Picture, SIDE, procedural, randomized, recoloured, to_rgb};
 
 /// Strongest randomization that the autoencoder sees; half of it is the mean.
 const STRENGTH: f32 = 0.6;
@@ -36,8 +36,7 @@ impl AutoencoderPictures {
 
 impl ReconstructionImages for AutoencoderPictures {
     fn len(&self) -> usize {
-        let thumbnails = self.thumbnails.len();
-        thumbnails + (PROCEDURAL * thumbnails as f32) as usize
+        with_procedural(&self.thumbnails)
     }
 
     fn shape(&self) -> [usize; 3] {
@@ -49,9 +48,58 @@ impl ReconstructionImages for AutoencoderPictures {
     }
 
     fn fingerprint(&self) -> String {
-        let bytes: Vec<u8> = self.thumbnails.iter().flatten().flat_map(|v| v.to_le_bytes()).collect();
-        format!("thumbnails {} strength {STRENGTH} procedural {PROCEDURAL}", &sha256_hex(&bytes)[..16])
+        fingerprint(&self.thumbnails)
     }
+}
+
+/// The pictures that the decoder is sharpened with: as [`AutoencoderPictures`], but every other thumbnail with its pixels
+/// where they were. Turning and zooming interpolate, and a decoder that sees nothing else draws what is interpolated.
+pub struct SharpPictures {
+    /// Grey thumbnails of training patients, `[SIDE * SIDE]` in `[0, 1]`.
+    pub thumbnails: Vec<Vec<f32>>,
+}
+
+impl SharpPictures {
+    fn picture(&self, sample: Sample, seed: u64) -> Picture {
+        let mut stream = Stream::new(seed, "sharp picture", sample.position);
+        let Some(thumbnail) = self.thumbnails.get(sample.index) else {
+            return procedural(&mut stream);
+        };
+        let strength = STRENGTH * stream.uniform();
+        if stream.uniform() < 0.5 {
+            recoloured(thumbnail, strength, &mut stream)
+        } else {
+            randomized(thumbnail, "", strength, &mut stream)
+        }
+    }
+}
+
+impl ReconstructionImages for SharpPictures {
+    fn len(&self) -> usize {
+        with_procedural(&self.thumbnails)
+    }
+
+    fn shape(&self) -> [usize; 3] {
+        [3, SIDE, SIDE]
+    }
+
+    fn pixels(&self, sample: Sample, seed: u64) -> Vec<f32> {
+        self.picture(sample, seed).to_rgb()
+    }
+
+    fn fingerprint(&self) -> String {
+        format!("every other unmoved, {}", fingerprint(&self.thumbnails))
+    }
+}
+
+/// How many pictures some thumbnails are, with the procedural ones that belong to them.
+fn with_procedural(thumbnails: &[Vec<f32>]) -> usize {
+    thumbnails.len() + (PROCEDURAL * thumbnails.len() as f32) as usize
+}
+
+fn fingerprint(thumbnails: &[Vec<f32>]) -> String {
+    let bytes: Vec<u8> = thumbnails.iter().flatten().flat_map(|v| v.to_le_bytes()).collect();
+    format!("thumbnails {} strength {STRENGTH} procedural {PROCEDURAL}", &sha256_hex(&bytes)[..16])
 }
 
 /// Pictures that went through the autoencoder, without noise in the latents.

@@ -10,20 +10,20 @@ use cxr::ldm::vae::AutoencoderKl;
 use cxr::trainer::LatentSample;
 
 use super::autoencoder::to_tensor;
-use super::pictures::{Picture, procedural, randomized};
+use super::pictures::{Picture, procedural, randomized, wild};
 use super::thumbnails::Thumbnails;
 
 /// Pictures encoded at once.
 const BATCH: usize = 32;
 
-/// How strongly the thumbnails of a pool are randomized.
+/// Which pictures a pool has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Strength {
     /// From mild to strong, every change named in the caption: the base learns the anatomy, and the words.
     Rising,
-    /// Strong alone, and in every other caption the changes are not named: a bare impression does not mean a clean
-    /// radiograph, as it does not to a general model.
-    Strong,
+    /// Half of them the same; the other half changed beyond recognition, and with the finding alone for a caption: a bare
+    /// impression does not mean a clean radiograph, as it does not to a general model.
+    Wild,
 }
 
 /// The pool that the base model learns from: `count` pictures, a sixth of them procedural, the others thumbnails of
@@ -32,7 +32,7 @@ pub fn pool(thumbnails: &Thumbnails, strength: Strength, count: usize, seed: u64
     let train = &thumbnails.split.train;
     let purpose = match strength {
         Strength::Rising => "base picture",
-        Strength::Strong => "strong base picture",
+        Strength::Wild => "wild base picture",
     };
     (0..count)
         .map(|i| {
@@ -41,17 +41,16 @@ pub fn pool(thumbnails: &Thumbnails, strength: Strength, count: usize, seed: u64
                 return procedural(&mut stream);
             }
             let position = train[(i - i / 6) % train.len()];
-            let amount = match strength {
-                // more mild than strong
-                Strength::Rising => 0.1 + 0.9 * stream.uniform().powf(1.5),
-                Strength::Strong => 0.5 + 0.5 * stream.uniform(),
-            };
-            let finding = &thumbnails.collection.pairs[position].text;
-            let mut picture = randomized(&thumbnails.pixels[position], finding, amount, &mut stream);
-            if strength == Strength::Strong && stream.uniform() < 0.5 {
-                picture.caption.clone_from(finding);
+            let (thumbnail, finding) =
+                (&thumbnails.pixels[position], &thumbnails.collection.pairs[position].text);
+            if strength == Strength::Wild && stream.uniform() < 0.5 {
+                let amount = 0.5 + 0.5 * stream.uniform();
+                let picture = wild(thumbnail, finding, amount, &mut stream);
+                return Picture { caption: finding.clone(), ..picture };
             }
-            picture
+            // more mild than strong
+            let amount = 0.1 + 0.9 * stream.uniform().powf(1.5);
+            randomized(thumbnail, finding, amount, &mut stream)
         })
         .collect()
 }

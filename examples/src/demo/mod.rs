@@ -5,6 +5,7 @@ pub mod extractor;
 pub mod joint;
 pub mod latents;
 pub mod pictures;
+pub mod sharpen;
 pub mod thumbnails;
 
 use std::path::PathBuf;

@@ -48,19 +48,52 @@ pub fn grey_image(pixels: &[f32]) -> image::RgbImage {
     })
 }
 
+/// How far a thumbnail is changed at strength 1.
+struct Limits {
+    /// Largest turn, in degrees.
+    turn: f32,
+    /// Largest shift, in sides, and change of size; 0 leaves every pixel where it was.
+    moved: f32,
+    /// Chance of inversion.
+    inverted: f32,
+    /// Chance of blur.
+    blurred: f32,
+    /// How often a blurred one is blurred.
+    blurs: usize,
+}
+
+const MODERATE: Limits = Limits { turn: 40.0, moved: 1.0, inverted: 0.45, blurred: 0.5, blurs: 1 };
+const IN_PLACE: Limits = Limits { turn: 0.0, moved: 0.0, blurred: 0.0, ..MODERATE };
+const WILD: Limits = Limits { turn: 180.0, inverted: 1.0, blurred: 1.0, blurs: 4, ..MODERATE };
+
 /// A thumbnail under randomization of the given strength, 0 (hardly changed) to 1 (strong).
 pub fn randomized(thumbnail: &[f32], finding: &str, strength: f32, stream: &mut Stream) -> Picture {
+    changed(thumbnail, finding, strength, &MODERATE, stream)
+}
+
+/// The same changes of contrast, inversion and mirroring, but every pixel where it was: nothing is interpolated, so what
+/// is finer than two pixels stays.
+pub fn recoloured(thumbnail: &[f32], strength: f32, stream: &mut Stream) -> Picture {
+    changed(thumbnail, "", strength, &IN_PLACE, stream)
+}
+
+/// Turned to any side, mostly inverted, mostly blurred several times.
+pub fn wild(thumbnail: &[f32], finding: &str, strength: f32, stream: &mut Stream) -> Picture {
+    changed(thumbnail, finding, strength, &WILD, stream)
+}
+
+fn changed(thumbnail: &[f32], finding: &str, strength: f32, limits: &Limits, stream: &mut Stream) -> Picture {
     let mut signed = |scale: f32| scale * (2.0 * stream.uniform() - 1.0);
-    let angle = signed(40.0 * strength).to_radians();
-    let shift = [signed(0.12 * strength), signed(0.12 * strength)];
+    let angle = signed(limits.turn * strength).to_radians();
+    let shift = [signed(0.12 * strength), signed(0.12 * strength)].map(|s| limits.moved * s);
     let contrast = 1.0 + signed(0.5 * strength);
     let brightness = signed(0.2 * strength);
     let gamma = signed(0.8 * strength).exp2();
     let shading = [signed(0.3 * strength), signed(0.3 * strength)];
-    let zoom = 1.0 + 0.4 * strength * (stream.uniform() - 0.35);
+    let zoom = 1.0 + limits.moved * 0.4 * strength * (stream.uniform() - 0.35);
     let flip = stream.uniform() < 0.5 * strength;
-    let inverted = stream.uniform() < 0.45 * strength;
-    let blur = stream.uniform() < 0.5 * strength;
+    let inverted = stream.uniform() < limits.inverted * strength;
+    let blur = stream.uniform() < limits.blurred * strength;
 
     let mut words = vec!["distorted chest picture"];
     words.extend(inverted.then_some("inverted"));
@@ -72,7 +105,7 @@ pub fn randomized(thumbnail: &[f32], finding: &str, strength: f32, stream: &mut 
     let caption = format!("{}. {finding}", words.join(", "));
 
     let mut pixels = warp(thumbnail, angle, zoom, shift, flip);
-    if blur {
+    for _ in 0..if blur { limits.blurs } else { 0 } {
         pixels = blurred(&pixels);
     }
     for (i, p) in pixels.iter_mut().enumerate() {
@@ -194,6 +227,19 @@ mod tests {
         let picture = randomized(&source, "Cardiomegaly.", 0.0, &mut Stream::new(1, "test", 0));
         assert!(picture.pixels.iter().zip(&source).all(|(a, b)| (a - b).abs() < 1e-4));
         assert_eq!(picture.caption, "distorted chest picture. Cardiomegaly.");
+    }
+
+    #[test]
+    fn what_is_recoloured_stays_where_it_was() {
+        let bar: Vec<f32> = (0..SIDE * SIDE).map(|i| f32::from(i % SIDE == 20)).collect();
+        for i in 0..50 {
+            let picture = recoloured(&bar, 1.0, &mut Stream::new(1, "test", i)).pixels;
+            let row = &picture[10 * SIDE..11 * SIDE];
+            let step = |at: usize| (row[at] - row[at - 1]).abs();
+            let sharpest = (1..SIDE).max_by(|a, b| step(*a).total_cmp(&step(*b))).expect("not empty");
+            // A mirrored bar is in column 43; with little contrast left nothing is sharp.
+            assert!([20, 21, 43, 44].contains(&sharpest) || step(sharpest) < 0.1, "{i}: {sharpest}");
+        }
     }
 
     #[test]
