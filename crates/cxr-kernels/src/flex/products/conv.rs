@@ -41,7 +41,10 @@ pub(in super::super) fn conv2d(
         })
     }
     #[cfg(not(target_arch = "x86_64"))]
-    None
+    {
+        let _ = (x, weight, bias, stride, padding, Path::General);
+        None
+    }
 }
 
 /// On AVX-512.

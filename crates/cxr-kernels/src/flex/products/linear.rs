@@ -3,7 +3,9 @@
 use burn::tensor::{DType, Shape, TensorMetadata, bf16, f16};
 use burn_flex::{Flex, FlexTensor};
 
-use super::super::elementwise::{contiguous, slice, tensor};
+use super::super::elementwise::contiguous;
+#[cfg(target_arch = "x86_64")]
+use super::super::elementwise::{slice, tensor};
 use super::super::half::{elements, half_tensor, widened};
 use super::{Path, panels};
 use crate::plain;
