@@ -95,7 +95,8 @@ fn programs() -> BTreeSet<String> {
 /// The commands of all documents, out of the blocks of shell.
 fn documented() -> Vec<Documented> {
     let root = repository();
-    let mut files = vec![root.join("README.md"), root.join("CONTRIBUTING.md")];
+    let mut files =
+        ["README.md", "CONTRIBUTING.md", "docs/full-run/README.md"].map(|file| root.join(file)).to_vec();
     files.extend(root.join("docs").read_dir().unwrap().map(|entry| entry.unwrap().path()));
     files.retain(|path| path.extension().is_some_and(|extension| extension == "md"));
     files.sort();
