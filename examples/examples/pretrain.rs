@@ -28,7 +28,7 @@ use cxr::trainer::{
     train, watch,
 };
 use cxr_examples::backend::{Job, RunArgs, exit, run};
-use cxr_examples::demo::autoencoder::{AutoencoderPictures, SharpPictures, reconstruct};
+use cxr_examples::demo::autoencoder::{AutoencoderPictures, reconstruct};
 use cxr_examples::demo::extractor::{
     LabelledPictures, extractor_config, judge_extractor, learnable_findings, mean_auroc, train_extractor,
 };
@@ -320,7 +320,10 @@ impl Args {
             ..TrainConfig::default()
         };
         let objective = Reconstruction::<B, _> {
-            images: AutoencoderPictures { thumbnails: thumbnails.pick(&thumbnails.split.train) },
+            images: AutoencoderPictures {
+                thumbnails: thumbnails.pick(&thumbnails.split.train),
+                sharp: false,
+            },
             edges: 1.0,
             kl: 1e-4,
             device: device.clone(),
@@ -351,7 +354,7 @@ impl Args {
             ..TrainConfig::default()
         };
         let objective = Sharpening::<B, _> {
-            images: SharpPictures { thumbnails: thumbnails.pick(&thumbnails.split.train) },
+            images: AutoencoderPictures { thumbnails: thumbnails.pick(&thumbnails.split.train), sharp: true },
             edges: 1.0,
             adversarial: self.adversarial,
             features: self.features,

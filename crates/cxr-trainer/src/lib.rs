@@ -41,6 +41,6 @@ pub use initialize::initialize;
 pub use memory::peak_memory;
 pub use objective::{
     Denoise, Diffusion, DrawnSample, LatentSample, Objective, Reconstruction, ReconstructionImages, Sample,
-    SnrWeight, TimestepLoss,
+    SnrWeight, TimestepLoss, absolute_error, image_batch, posterior_sample,
 };
 pub use run::{Trained, Training, train};

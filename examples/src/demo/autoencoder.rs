@@ -19,54 +19,20 @@ const PROCEDURAL: f32 = 0.15;
 pub struct AutoencoderPictures {
     /// Grey thumbnails of training patients, `[SIDE * SIDE]` in `[0, 1]`.
     pub thumbnails: Vec<Vec<f32>>,
+    /// Whether every other thumbnail has its pixels where they were. Turning and zooming interpolate, and a decoder that
+    /// sees nothing else draws what is interpolated.
+    pub sharp: bool,
 }
 
 impl AutoencoderPictures {
     fn picture(&self, sample: Sample, seed: u64) -> Picture {
-        let mut stream = Stream::new(seed, "autoencoder picture", sample.position);
-        match self.thumbnails.get(sample.index) {
-            Some(thumbnail) => {
-                let strength = STRENGTH * stream.uniform();
-                randomized(thumbnail, "", strength, &mut stream)
-            }
-            None => procedural(&mut stream),
-        }
-    }
-}
-
-impl ReconstructionImages for AutoencoderPictures {
-    fn len(&self) -> usize {
-        with_procedural(&self.thumbnails)
-    }
-
-    fn shape(&self) -> [usize; 3] {
-        [3, SIDE, SIDE]
-    }
-
-    fn pixels(&self, sample: Sample, seed: u64) -> Vec<f32> {
-        self.picture(sample, seed).to_rgb()
-    }
-
-    fn fingerprint(&self) -> String {
-        fingerprint(&self.thumbnails)
-    }
-}
-
-/// The pictures that the decoder is sharpened with: as [`AutoencoderPictures`], but every other thumbnail with its pixels
-/// where they were. Turning and zooming interpolate, and a decoder that sees nothing else draws what is interpolated.
-pub struct SharpPictures {
-    /// Grey thumbnails of training patients, `[SIDE * SIDE]` in `[0, 1]`.
-    pub thumbnails: Vec<Vec<f32>>,
-}
-
-impl SharpPictures {
-    fn picture(&self, sample: Sample, seed: u64) -> Picture {
-        let mut stream = Stream::new(seed, "sharp picture", sample.position);
+        let purpose = if self.sharp { "sharp picture" } else { "autoencoder picture" };
+        let mut stream = Stream::new(seed, purpose, sample.position);
         let Some(thumbnail) = self.thumbnails.get(sample.index) else {
             return procedural(&mut stream);
         };
         let strength = STRENGTH * stream.uniform();
-        if stream.uniform() < 0.5 {
+        if self.sharp && stream.uniform() < 0.5 {
             recoloured(thumbnail, strength, &mut stream)
         } else {
             randomized(thumbnail, "", strength, &mut stream)
@@ -74,9 +40,10 @@ impl SharpPictures {
     }
 }
 
-impl ReconstructionImages for SharpPictures {
+impl ReconstructionImages for AutoencoderPictures {
     fn len(&self) -> usize {
-        with_procedural(&self.thumbnails)
+        let thumbnails = self.thumbnails.len();
+        thumbnails + (PROCEDURAL * thumbnails as f32) as usize
     }
 
     fn shape(&self) -> [usize; 3] {
@@ -88,18 +55,11 @@ impl ReconstructionImages for SharpPictures {
     }
 
     fn fingerprint(&self) -> String {
-        format!("every other unmoved, {}", fingerprint(&self.thumbnails))
+        let bytes: Vec<u8> = self.thumbnails.iter().flatten().flat_map(|v| v.to_le_bytes()).collect();
+        let hash = &sha256_hex(&bytes)[..16];
+        let kind = if self.sharp { "every other unmoved, " } else { "" };
+        format!("{kind}thumbnails {hash} strength {STRENGTH} procedural {PROCEDURAL}")
     }
-}
-
-/// How many pictures some thumbnails are, with the procedural ones that belong to them.
-fn with_procedural(thumbnails: &[Vec<f32>]) -> usize {
-    thumbnails.len() + (PROCEDURAL * thumbnails.len() as f32) as usize
-}
-
-fn fingerprint(thumbnails: &[Vec<f32>]) -> String {
-    let bytes: Vec<u8> = thumbnails.iter().flatten().flat_map(|v| v.to_le_bytes()).collect();
-    format!("thumbnails {} strength {STRENGTH} procedural {PROCEDURAL}", &sha256_hex(&bytes)[..16])
 }
 
 /// Pictures that went through the autoencoder, without noise in the latents.

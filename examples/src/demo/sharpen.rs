@@ -6,15 +6,13 @@
 //! this is the same at a small size. The encoder stays, and so do all latents.
 
 use burn::module::Module;
+use burn::tensor::Tensor;
 use burn::tensor::activation::{relu, silu};
 use burn::tensor::backend::Backend;
-use burn::tensor::{Tensor, TensorData};
-use cxr::core::random::Stream;
 use cxr::kernels::nn::{Conv2d, Conv2dConfig, GroupNorm, GroupNormConfig, parameters};
 use cxr::kernels::{DiffusionAutodiff, DiffusionBackend};
 use cxr::ldm::vae::AutoencoderKl;
-use cxr::trainer::{Objective, ReconstructionImages, Sample};
-use rayon::prelude::*;
+use cxr::trainer::{Objective, ReconstructionImages, Sample, absolute_error, image_batch, posterior_sample};
 
 /// Steps after which the adversarial terms have their whole weight: before, the discriminator knows nothing.
 const RISE: f64 = 300.0;
@@ -102,25 +100,12 @@ impl<B: DiffusionAutodiff, I: ReconstructionImages> Objective<B> for Sharpening<
     }
 
     fn loss(&self, model: &Self::Model, samples: &[Sample], seed: u64) -> Tensor<B, 1> {
-        let [c, h, w] = self.images.shape();
-        let n = samples.len();
-        let values: Vec<Vec<f32>> = samples.par_iter().map(|s| self.images.pixels(*s, seed)).collect();
-        let pixels = Tensor::<B, 4>::from_data(TensorData::new(values.concat(), [n, c, h, w]), &self.device);
-        let moments = model.vae.encode(pixels.clone());
-        let size = moments.mean.dims()[1..].iter().product();
-        let noise: Vec<Vec<f32>> =
-            samples.par_iter().map(|s| Stream::new(seed, "posterior", s.position).normals(size)).collect();
-        let noise = TensorData::new(noise.concat(), moments.mean.dims());
-        let noise = Tensor::<B, 4>::from_data(noise, &self.device);
-        let made = model.vae.decode(moments.sample(noise).detach());
+        let pixels = image_batch::<B, _>(&self.images, samples, seed, &self.device);
+        let latents = posterior_sample(&model.vae.encode(pixels.clone()), samples, seed);
+        let made = model.vae.decode(latents.detach());
+        let likeness = absolute_error(made.clone().sub(pixels.clone()), self.edges);
 
-        let error = made.clone().sub(pixels.clone());
-        let across = error.clone().narrow(3, 1, w - 1).sub(error.clone().narrow(3, 0, w - 1));
-        let down = error.clone().narrow(2, 1, h - 1).sub(error.clone().narrow(2, 0, h - 1));
-        let edges = across.abs().mean().add(down.abs().mean());
-        let likeness = error.abs().mean().add(edges.mul_scalar(self.edges));
-
-        let step = samples.first().map_or(0.0, |s| s.position as f64 / n as f64);
+        let step = samples.first().map_or(0.0, |s| s.position as f64 / samples.len() as f64);
         let rise = (step / RISE).min(1.0);
         let frozen = parameters::set_trainable(model.discriminator.clone(), |_| false);
         let (hidden, opinion) = frozen.forward(made.clone());
@@ -142,12 +127,14 @@ mod tests {
 
     use burn::backend::Autodiff;
     use burn::module::ParamId;
+    use burn::tensor::TensorData;
+    use cxr::core::random::Stream;
     use cxr::kernels::Flex;
     use cxr::ldm::vae::AutoencoderKlConfig;
     use cxr::trainer::initialize;
 
     use super::*;
-    use crate::demo::autoencoder::SharpPictures;
+    use crate::demo::autoencoder::AutoencoderPictures;
     use crate::demo::{VAE_CONFIG, pictures};
 
     type B = Autodiff<Flex>;
@@ -159,8 +146,13 @@ mod tests {
         let model = JudgedAutoencoder { vae, discriminator: PatchDiscriminator::new(&device) };
         let model = parameters::set_trainable(initialize(model, 3), JudgedAutoencoder::<B>::learns);
         let thumbnails = vec![pictures::procedural(&mut Stream::new(0, "test", 0)).pixels; 2];
-        let objective =
-            Sharpening { images: SharpPictures { thumbnails }, edges: 1.0, adversarial, features, device };
+        let objective = Sharpening {
+            images: AutoencoderPictures { thumbnails, sharp: true },
+            edges: 1.0,
+            adversarial,
+            features,
+            device,
+        };
         let samples = [Sample { index: 0, position }, Sample { index: 1, position: position + 1 }];
         let (loss, gradients) = objective.gradients(&model, &samples, 0);
         assert!(loss.is_finite());

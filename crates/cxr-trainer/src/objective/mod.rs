@@ -5,7 +5,9 @@ mod diffusion;
 mod reconstruction;
 
 pub use diffusion::{Denoise, Diffusion, DrawnSample, LatentSample, SnrWeight, TimestepLoss};
-pub use reconstruction::{Reconstruction, ReconstructionImages};
+pub use reconstruction::{
+    Reconstruction, ReconstructionImages, absolute_error, image_batch, posterior_sample,
+};
 
 use burn::module::AutodiffModule;
 use burn::optim::GradientsParams;

@@ -1,10 +1,10 @@
 //! Training an autoencoder: pictures in, the same pictures out.
 
-use burn::tensor::backend::AutodiffBackend;
+use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Tensor, TensorData};
 use cxr_core::random::Stream;
-use cxr_kernels::DiffusionAutodiff;
-use cxr_ldm::vae::AutoencoderKl;
+use cxr_kernels::{DiffusionAutodiff, DiffusionBackend};
+use cxr_ldm::vae::{AutoencoderKl, Moments};
 use rayon::prelude::*;
 
 use super::{Objective, Sample};
@@ -54,29 +54,51 @@ impl<B: DiffusionAutodiff, I: ReconstructionImages> Objective<B> for Reconstruct
     }
 
     fn loss(&self, model: &Self::Model, samples: &[Sample], seed: u64) -> Tensor<B, 1> {
-        let [c, h, w] = self.images.shape();
-        let n = samples.len();
-        // Side by side: a batch for a GPU would otherwise take longer to make than to learn from.
-        let images = &self.images;
-        let values: Vec<Vec<f32>> = samples.par_iter().map(|s| images.pixels(*s, seed)).collect();
-        let values = values.concat();
-        let pixels = Tensor::<B, 4>::from_data(TensorData::new(values, [n, c, h, w]), &self.device);
+        let pixels = image_batch::<B, _>(&self.images, samples, seed, &self.device);
         let moments = model.encode(pixels.clone());
-        let [_, lc, lh, lw] = moments.mean.dims();
-        let noise: Vec<Vec<f32>> = samples
-            .par_iter()
-            .map(|s| Stream::new(seed, "posterior", s.position).normals(lc * lh * lw))
-            .collect();
-        let noise = noise.concat();
-        let noise = Tensor::<B, 4>::from_data(TensorData::new(noise, [n, lc, lh, lw]), &self.device);
-        let (mean, logvar) = (moments.mean, moments.logvar);
-        let latents = mean.clone().add(logvar.clone().mul_scalar(0.5).exp().mul(noise));
+        let latents = posterior_sample(&moments, samples, seed);
         let error = model.decode(latents).sub(pixels);
-        let across = error.clone().narrow(3, 1, w - 1).sub(error.clone().narrow(3, 0, w - 1));
-        let down = error.clone().narrow(2, 1, h - 1).sub(error.clone().narrow(2, 0, h - 1));
-        let edges = across.abs().mean().add(down.abs().mean());
+        let Moments { mean, logvar } = moments;
         let kl = mean.clone().mul(mean).add(logvar.clone().exp()).sub(logvar).sub_scalar(1.0);
         let kl = kl.mean().mul_scalar(0.5 * self.kl);
-        error.abs().mean().add(edges.mul_scalar(self.edges)).add(kl)
+        absolute_error(error, self.edges).add(kl)
     }
+}
+
+/// The pictures of some samples, `[n, channels, height, width]` in `[-1, 1]`, made side by side: a batch for a GPU would
+/// otherwise take longer to make than to learn from.
+pub fn image_batch<B: Backend, I: ReconstructionImages>(
+    images: &I,
+    samples: &[Sample],
+    seed: u64,
+    device: &B::Device,
+) -> Tensor<B, 4> {
+    let [c, h, w] = images.shape();
+    let values: Vec<Vec<f32>> = samples.par_iter().map(|s| images.pixels(*s, seed)).collect();
+    Tensor::from_data(TensorData::new(values.concat(), [samples.len(), c, h, w]), device)
+}
+
+/// Latents drawn from the posterior of some samples, of the shape of `moments`; the noise is a function of their positions
+/// and `seed`.
+pub fn posterior_sample<B: DiffusionBackend>(
+    moments: &Moments<B>,
+    samples: &[Sample],
+    seed: u64,
+) -> Tensor<B, 4> {
+    let shape = moments.mean.dims();
+    let size = shape[1..].iter().product();
+    let noise: Vec<Vec<f32>> =
+        samples.par_iter().map(|s| Stream::new(seed, "posterior", s.position).normals(size)).collect();
+    let noise = TensorData::new(noise.concat(), shape);
+    moments.sample(Tensor::from_data(noise, &moments.mean.device()))
+}
+
+/// The mean of an error's absolute values `[n, c, h, w]`, and `edges` times that of the differences between its
+/// neighbours, across and down: `[1]`.
+pub fn absolute_error<B: Backend>(error: Tensor<B, 4>, edges: f64) -> Tensor<B, 1> {
+    let [_, _, h, w] = error.dims();
+    let across = error.clone().narrow(3, 1, w - 1).sub(error.clone().narrow(3, 0, w - 1));
+    let down = error.clone().narrow(2, 1, h - 1).sub(error.clone().narrow(2, 0, h - 1));
+    let at_edges = across.abs().mean().add(down.abs().mean());
+    error.abs().mean().add(at_edges.mul_scalar(edges))
 }
