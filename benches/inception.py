@@ -61,7 +61,7 @@ def ours(folder, images, n):
         "RAYON_NUM_THREADS": str(args.threads), "CARGO_TARGET_DIR": str(args.target_dir),
         "CXR_INCEPTION_WEIGHTS": str(folder / "inception.safetensors"), "CXR_BENCH_IMAGES": str(images),
         "CXR_BENCH_DEVICE": "flex"}
-    command = ["cargo", "bench", "-q", "-p", "cxr-benches", "--bench", "inception", "--", "inception/files"]
+    command = ["cargo", "bench", "-q", "--workspace", "--bench", "inception", "--", "inception/files"]
     subprocess.run(command, check=True, env=environment, cwd=HERE.parent, stdout=subprocess.DEVNULL)
     estimates = args.target_dir / f"criterion/inception/files/{n}/new/estimates.json"
     return json.loads(estimates.read_text())["median"]["point_estimate"] / 1e9

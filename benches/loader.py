@@ -73,7 +73,7 @@ def ours(unit):
 
 
 def bench():
-    command = ["cargo", "bench", "--quiet", "-p", "cxr-benches", "--bench", "loader"]
+    command = ["cargo", "bench", "--quiet", "--workspace", "--bench", "loader"]
     environment = {**os.environ, "RAYON_NUM_THREADS": str(args.threads),
                    "CARGO_TARGET_DIR": str(args.target_dir.resolve())}
     if args.data:

@@ -95,7 +95,8 @@ struct Args {
     /// Optimizer steps of text encoder and UNet.
     #[arg(long, default_value_t = 5000)]
     denoiser_steps: u64,
-    /// Optimizer steps of their second pass, where a bare finding stands for a picture changed beyond recognition.
+    /// Optimizer steps of their second pass, where a bare finding stands for a picture changed beyond recognition;
+    /// 0 leaves it out.
     #[arg(long, default_value_t = 1000)]
     wild_steps: u64,
     /// Pictures per step of text encoder and UNet.
@@ -424,6 +425,9 @@ impl Args {
             Pass { name: "denoiser", steps: self.denoiser_steps, rate: self.denoiser_rate, pool: self.pool };
         let model = self.pass(model, samples, config, &first, device, progress)?;
 
+        if self.wild_steps == 0 {
+            return Ok(model);
+        }
         let pool = self.pool / 2;
         let mut samples = self.samples(vae, thumbnails, Strength::Wild, pool, device, progress)?;
         latents::scale(&mut samples, config.vae.scaling_factor);

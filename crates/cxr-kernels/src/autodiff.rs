@@ -237,6 +237,11 @@ impl<B: DiffusionBackend, C: CheckpointStrategy> DiffusionBackend for Autodiff<B
         })
     }
 
+    fn kernel_upsample(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        let y = B::kernel_upsample(x.primitive.clone());
+        record::<B, C, 1>([&x], y, move |grad, _| [Some(B::kernel_upsample_backward(grad))])
+    }
+
     fn kernel_image_to_tokens(x: FloatTensor<Self>) -> FloatTensor<Self> {
         let [_, _, h, w] = x.primitive.shape().dims();
         let y = B::kernel_image_to_tokens(x.primitive.clone());

@@ -161,6 +161,18 @@ pub trait DiffusionBackend: Backend {
         plain::pool::<Self>(x, pool)
     }
 
+    /// Every pixel of `[n, c, h, w]` twice across and twice down: `[n, c, 2h, 2w]`.
+    ///
+    /// Not burn's `interpolate`, which is wrong on its Cube backends (docs/burn.md).
+    fn kernel_upsample(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        plain::upsample::<Self>(x)
+    }
+
+    /// Gradient of [`kernel_upsample`](Self::kernel_upsample): the four gradients of each pixel, summed.
+    fn kernel_upsample_backward(grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        plain::upsample_backward::<Self>(grad)
+    }
+
     /// `softmax(q k^T / sqrt(d)) v` for `q` `[b, heads, n, d]` and `k`, `v` `[b, heads, m, d]`.
     ///
     /// With `causal`, query `i` sees keys `0..=i`. The default goes over chunks of the queries, so that no

@@ -28,7 +28,8 @@
 //! # Features
 //!
 //! `flex`, `cuda`, `wgpu` (or `vulkan`, `metal`: one type in burn, so one of the three), `tch`: the backends
-//! for which the trait is implemented. None is on by default; programs choose.
+//! for which the trait is implemented. None is on by default; programs choose. `autotune`: burn times its kernels on
+//! `cuda` and `wgpu`.
 
 mod autodiff;
 mod backend;

@@ -165,6 +165,23 @@ pub fn pool<B: DiffusionBackend>(x: Tensor<B, 4>, pool: Pool) -> Tensor<B, 4> {
     wrap(B::kernel_pool(unwrap(x), pool))
 }
 
+/// Nearest-neighbour upsampling of `x` `[n, c, h, w]` to `size` `[height, width]`, each side twice as long, or one less.
+///
+/// # Panics
+/// If `size` is another.
+pub fn upsample<B: DiffusionBackend>(x: Tensor<B, 4>, size: [usize; 2]) -> Tensor<B, 4> {
+    let [n, c, h, w] = x.dims();
+    let [height, width] = size;
+    let fits = |from: usize, to: usize| to > 0 && to.div_ceil(2) == from;
+    assert!(
+        fits(h, height) && fits(w, width),
+        "upsample: {h} x {w} to {height} x {width}, which is not twice as large"
+    );
+    let twice = wrap::<B, 4>(B::kernel_upsample(unwrap(x)));
+    // PyTorch takes pixel `floor(i * h / height)`, which is `i / 2` for `2h` and for `2h - 1` alike
+    if size == [2 * h, 2 * w] { twice } else { twice.slice([0..n, 0..c, 0..height, 0..width]) }
+}
+
 /// What [`attention`] leaves open.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct AttentionOptions {

@@ -274,6 +274,31 @@ pub fn pool<B: Backend>(x: FloatTensor<B>, pool: Pool) -> FloatTensor<B> {
     }
 }
 
+/// The default of [`kernel_upsample`](crate::DiffusionBackend::kernel_upsample).
+pub fn upsample<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
+    let [n, c, h, w] = x.shape().dims();
+    let twice = B::float_expand(
+        B::float_reshape(x, Shape::new([n * c * h, 1, w, 1])),
+        Shape::new([n * c * h, 2, w, 2]),
+    );
+    B::float_reshape(twice, Shape::new([n, c, 2 * h, 2 * w]))
+}
+
+/// The default of [`kernel_upsample_backward`](crate::DiffusionBackend::kernel_upsample_backward).
+pub fn upsample_backward<B: Backend>(grad: FloatTensor<B>) -> FloatTensor<B> {
+    let [n, c, height, width] = grad.shape().dims();
+    let (h, w) = (height / 2, width / 2);
+    let grad = B::float_reshape(grad, Shape::new([n * c * h, 2, w, 2]));
+    let corner = |down: usize, across: usize| {
+        let slices =
+            [Slice::full(), Slice::from(down..down + 1), Slice::full(), Slice::from(across..across + 1)];
+        B::float_slice(grad.clone(), &slices)
+    };
+    let sum =
+        B::float_add(B::float_add(corner(0, 0), corner(0, 1)), B::float_add(corner(1, 0), corner(1, 1)));
+    B::float_reshape(sum, Shape::new([n, c, h, w]))
+}
+
 /// The default of [`kernel_image_to_tokens`](crate::DiffusionBackend::kernel_image_to_tokens).
 pub fn image_to_tokens<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
     let [n, c, h, w] = x.shape().dims();

@@ -1,11 +1,9 @@
 //! What UNet and autoencoder share: residual blocks and the layers that change the size.
 
 use burn::module::{Module, ModuleMapper, Param};
-use burn::tensor::module::interpolate;
-use burn::tensor::ops::{InterpolateMode, InterpolateOptions};
 use burn::tensor::{DType, Tensor, backend::Backend};
-use cxr_kernels::DiffusionBackend;
 use cxr_kernels::nn::{GroupNorm, GroupNormConfig};
+use cxr_kernels::{DiffusionBackend, ops};
 use cxr_lora::{LayerMut, LayerRef, LoraConv2d, LoraConv2dConfig, LoraLinear, LoraLinearConfig};
 
 /// Sizes of a [`ResnetBlock`].
@@ -147,7 +145,7 @@ impl<B: DiffusionBackend> Upsample<B> {
     pub(crate) fn forward(&self, x: Tensor<B, 4>, size: Option<[usize; 2]>) -> Tensor<B, 4> {
         let [_, _, h, w] = x.dims();
         let size = size.unwrap_or([2 * h, 2 * w]);
-        self.conv.forward(interpolate(x, size, InterpolateOptions::new(InterpolateMode::Nearest)))
+        self.conv.forward(ops::upsample(x, size))
     }
 }
 

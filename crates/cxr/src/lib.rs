@@ -184,7 +184,8 @@
 //! # Features
 //!
 //! `flex` (default), `cuda`, one of `wgpu` / `vulkan` / `metal`, `tch`: burn's own names, several at once. What was
-//! not built in is refused by name at run time.
+//! not built in is refused by name at run time. `autotune` beside `cuda` or `wgpu` has burn time its kernels at the first
+//! run of each shape, for minutes.
 
 pub mod device;
 mod open;

@@ -18,6 +18,7 @@ mod products;
 mod silu;
 mod winograd;
 
+use burn::tensor::ops::{FloatTensorOps, InterpolateMode, InterpolateOptions, ModuleOps};
 use burn::tensor::{DType, Shape, TensorMetadata};
 use burn_flex::{Flex, FlexTensor};
 
@@ -232,6 +233,22 @@ impl DiffusionBackend for Flex {
         }
     }
 
+    fn kernel_upsample(x: FlexTensor) -> FlexTensor {
+        let [_, _, h, w] = x.shape().dims();
+        Flex::interpolate(x, [2 * h, 2 * w], nearest())
+    }
+
+    fn kernel_upsample_backward(grad: FlexTensor) -> FlexTensor {
+        let [n, c, height, width] = grad.shape().dims();
+        // of the input burn reads the shape alone
+        let x = Flex::float_zeros(
+            Shape::new([n, c, height / 2, width / 2]),
+            &Default::default(),
+            grad.dtype().into(),
+        );
+        Flex::interpolate_backward(x, grad, [height, width], nearest())
+    }
+
     fn kernel_attention(q: FlexTensor, k: FlexTensor, v: FlexTensor, causal: bool) -> FlexTensor {
         one(by_dtype(
             [q, k, v],
@@ -253,6 +270,10 @@ impl DiffusionBackend for Flex {
             |[q, k, v, grad]| plain::attention_backward::<Flex>(q, k, v, grad, causal),
         )
     }
+}
+
+fn nearest() -> InterpolateOptions {
+    InterpolateOptions::new(InterpolateMode::Nearest)
 }
 
 fn one([result]: [FlexTensor; 1]) -> FlexTensor {

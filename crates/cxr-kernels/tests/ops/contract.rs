@@ -63,6 +63,8 @@ fn shapes_that_do_not_fit_panic_and_name_the_operation() {
     assert_panics(&["conv2d", "stride"], || ops::conv2d(image(6), image(6), None, 0, 0, &cache));
     assert_panics(&["conv2d"], || ops::conv2d(image(6), ones([2, 6, 5, 5], DType::F32), None, 1, 0, &cache));
     assert_panics(&["attention"], || ops::attention(image(6), image(5), image(5), Default::default()));
+    assert_panics(&["upsample", "4 x 4 to 8 x 6"], || ops::upsample(image(6), [8, 6]));
+    assert_panics(&["upsample", "4 x 4 to 9 x 8"], || ops::upsample(image(6), [9, 8]));
     assert_panics(&["geglu", "3"], || ops::geglu(ones([2, 3], DType::F32)));
     assert_panics(&["tokens_to_image", "6"], || ops::tokens_to_image(ones([1, 6, 2], DType::F32), 2, 2));
 }

@@ -378,6 +378,32 @@ fn attention() {
 }
 
 #[test]
+fn upsampling() {
+    for [n, c, h, w, height, width] in
+        [[1, 1, 1, 1, 2, 2], [2, 3, 5, 7, 10, 14], [1, 2, 3, 4, 5, 8], [1, 2, 3, 4, 6, 7], [1, 3, 1, 2, 1, 3]]
+    {
+        let whole = [height, width] == [2 * h, 2 * w];
+        let into_plain = |x: &[Tensor<Flex, 1>]| {
+            let y = plain::upsample::<Flex>(raw(x[0].clone().reshape([n, c, h, w])));
+            cooked::<Flex, 4>(y).flatten(0, 3)
+        };
+        let back_plain = |_: &[Tensor<Flex, 1>], grad: Tensor<Flex, 1>| {
+            let x = plain::upsample_backward::<Flex>(raw(grad.reshape([n, c, height, width])));
+            vec![cooked::<Flex, 4>(x).flatten(0, 3)]
+        };
+        Case {
+            name: format!("upsample {n} {c} {h} {w} to {height} {width}"),
+            arguments: vec![numbers(n * c * h * w, 1)],
+            reference: &|x| reference::nearest(&x[0], [h, w], [height, width]),
+            ops: &|x| ops::upsample(x[0].clone().reshape([n, c, h, w]), [height, width]).flatten(0, 3),
+            plain: whole.then_some((&into_plain, &back_plain)),
+            tolerance: 1e-6,
+        }
+        .check();
+    }
+}
+
+#[test]
 fn images_and_tokens() {
     for [n, c, h, w] in [[1, 1, 1, 1], [2, 3, 5, 7], [1, 16, 4, 4], [2, 33, 4, 8], [1, 40, 6, 6]] {
         let tokens = h * w;

@@ -148,6 +148,16 @@ pub(crate) fn attention(q: &[f64], k: &[f64], v: &[f64], [n, m, d]: [usize; 3], 
     y
 }
 
+/// Images of `[h, w]` at another size, each pixel that of PyTorch's nearest neighbour.
+pub(crate) fn nearest(x: &[f64], [h, w]: [usize; 2], [height, width]: [usize; 2]) -> Vec<f64> {
+    let from = |i: usize, old: usize, new: usize| (i as f64 * old as f64 / new as f64) as usize;
+    x.chunks(h * w)
+        .flat_map(|x| {
+            (0..height * width).map(move |i| x[from(i / width, h, height) * w + from(i % width, w, width)])
+        })
+        .collect()
+}
+
 /// `[n, rows, columns]` with the last two exchanged.
 pub(crate) fn transpose(x: &[f64], rows: usize, columns: usize) -> Vec<f64> {
     x.chunks(rows * columns)
