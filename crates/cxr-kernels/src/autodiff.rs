@@ -156,10 +156,8 @@ impl<B: DiffusionBackend, C: CheckpointStrategy> DiffusionBackend for Autodiff<B
                 [x, weight]
             }),
             Some(bias) => {
-                let shape = bias.primitive.shape();
                 record::<B, C, 3>([&x, &weight, &bias], y, move |grad, [want_x, want_weight, want_bias]| {
-                    let to_bias =
-                        want_bias.then(|| B::float_reshape(B::float_sum_dim(grad.clone(), 0), shape.clone()));
+                    let to_bias = want_bias.then(|| B::kernel_bias_backward(grad.clone()));
                     let (x, weight) = to_x_and_weight(grad, want_x, want_weight);
                     [x, weight, to_bias]
                 })
@@ -209,13 +207,8 @@ impl<B: DiffusionBackend, C: CheckpointStrategy> DiffusionBackend for Autodiff<B
                 [x, weight]
             }),
             Some(bias) => {
-                let shape = bias.primitive.shape();
                 record::<B, C, 3>([&x, &weight, &bias], y, move |grad, [want_x, want_weight, want_bias]| {
-                    let to_bias = want_bias.then(|| {
-                        let sum =
-                            [3, 2, 0].into_iter().fold(grad.clone(), |sum, dim| B::float_sum_dim(sum, dim));
-                        B::float_reshape(sum, shape.clone())
-                    });
+                    let to_bias = want_bias.then(|| B::kernel_bias_backward(grad.clone()));
                     let (x, weight) = to_x_and_weight(grad, want_x, want_weight);
                     [x, weight, to_bias]
                 })
@@ -235,6 +228,17 @@ impl<B: DiffusionBackend, C: CheckpointStrategy> DiffusionBackend for Autodiff<B
             let [q, k, v] = saved.clone();
             B::kernel_attention_backward(q, k, v, grad, causal).map(Some)
         })
+    }
+
+    fn kernel_add(x: FloatTensor<Self>, y: FloatTensor<Self>) -> FloatTensor<Self> {
+        let sum = B::kernel_add(x.primitive.clone(), y.primitive.clone());
+        record::<B, C, 2>([&x, &y], sum, move |grad, _| [Some(grad.clone()), Some(grad)])
+    }
+
+    fn kernel_join(x: FloatTensor<Self>, y: FloatTensor<Self>) -> FloatTensor<Self> {
+        let first = x.primitive.shape()[1];
+        let joined = B::kernel_join(x.primitive.clone(), y.primitive.clone());
+        record::<B, C, 2>([&x, &y], joined, move |grad, _| B::kernel_split(grad, first).map(Some))
     }
 
     fn kernel_upsample(x: FloatTensor<Self>) -> FloatTensor<Self> {

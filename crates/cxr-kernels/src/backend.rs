@@ -161,6 +161,26 @@ pub trait DiffusionBackend: Backend {
         plain::pool::<Self>(x, pool)
     }
 
+    /// `x + y`, of one shape: a shortcut and what goes past it.
+    fn kernel_add(x: FloatTensor<Self>, y: FloatTensor<Self>) -> FloatTensor<Self> {
+        plain::add::<Self>(x, y)
+    }
+
+    /// Gradient with respect to the bias of a linear layer or a convolution: `[rows, c]` or `[n, c, h, w]` to `[c]`.
+    fn kernel_bias_backward(grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        plain::bias_backward::<Self>(grad)
+    }
+
+    /// `[n, a, h, w]` and `[n, b, h, w]` to `[n, a + b, h, w]`.
+    fn kernel_join(x: FloatTensor<Self>, y: FloatTensor<Self>) -> FloatTensor<Self> {
+        plain::join::<Self>(x, y)
+    }
+
+    /// The `first` channels of `[n, c, h, w]`, and the others: the gradients of [`kernel_join`](Self::kernel_join).
+    fn kernel_split(x: FloatTensor<Self>, first: usize) -> [FloatTensor<Self>; 2] {
+        plain::split::<Self>(x, first)
+    }
+
     /// Every pixel of `[n, c, h, w]` twice across and twice down: `[n, c, 2h, 2w]`.
     ///
     /// Not burn's `interpolate`, which is wrong on its Cube backends (docs/burn.md).

@@ -165,6 +165,27 @@ pub fn pool<B: DiffusionBackend>(x: Tensor<B, 4>, pool: Pool) -> Tensor<B, 4> {
     wrap(B::kernel_pool(unwrap(x), pool))
 }
 
+/// `x + y` of one shape: a shortcut and what goes past it.
+///
+/// # Panics
+/// If shapes or dtypes differ.
+pub fn add<B: DiffusionBackend, const D: usize>(x: Tensor<B, D>, y: Tensor<B, D>) -> Tensor<B, D> {
+    same_dtype("add", x.dtype(), &[y.dtype()]);
+    assert_eq!(x.dims(), y.dims(), "add: shapes");
+    wrap(B::kernel_add(unwrap(x), unwrap(y)))
+}
+
+/// Channels behind one another: `[n, a, h, w]` and `[n, b, h, w]` to `[n, a + b, h, w]`.
+///
+/// # Panics
+/// If the other dimensions or dtypes differ.
+pub fn join<B: DiffusionBackend>(x: Tensor<B, 4>, y: Tensor<B, 4>) -> Tensor<B, 4> {
+    same_dtype("join", x.dtype(), &[y.dtype()]);
+    let ([n, _, h, w], [m, _, height, width]) = (x.dims(), y.dims());
+    assert_eq!([n, h, w], [m, height, width], "join: batch, height, width");
+    wrap(B::kernel_join(unwrap(x), unwrap(y)))
+}
+
 /// Nearest-neighbour upsampling of `x` `[n, c, h, w]` to `size` `[height, width]`, each side twice as long, or one less.
 ///
 /// # Panics

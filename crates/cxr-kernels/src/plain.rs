@@ -274,6 +274,30 @@ pub fn pool<B: Backend>(x: FloatTensor<B>, pool: Pool) -> FloatTensor<B> {
     }
 }
 
+/// The default of [`kernel_add`](crate::DiffusionBackend::kernel_add).
+pub fn add<B: Backend>(x: FloatTensor<B>, y: FloatTensor<B>) -> FloatTensor<B> {
+    B::float_add(x, y)
+}
+
+/// The default of [`kernel_bias_backward`](crate::DiffusionBackend::kernel_bias_backward).
+pub fn bias_backward<B: Backend>(grad: FloatTensor<B>) -> FloatTensor<B> {
+    let dims = grad.shape().num_dims();
+    let channels = grad.shape()[1];
+    let sum = (0..dims).rev().filter(|dim| *dim != 1).fold(grad, |sum, dim| B::float_sum_dim(sum, dim));
+    B::float_reshape(sum, Shape::new([channels]))
+}
+
+/// The default of [`kernel_join`](crate::DiffusionBackend::kernel_join).
+pub fn join<B: Backend>(x: FloatTensor<B>, y: FloatTensor<B>) -> FloatTensor<B> {
+    B::float_cat(vec![x, y], 1)
+}
+
+/// The default of [`kernel_split`](crate::DiffusionBackend::kernel_split).
+pub fn split<B: Backend>(x: FloatTensor<B>, first: usize) -> [FloatTensor<B>; 2] {
+    let channels = x.shape()[1];
+    [0..first, first..channels].map(|range| B::float_slice(x.clone(), &[Slice::full(), Slice::from(range)]))
+}
+
 /// The default of [`kernel_upsample`](crate::DiffusionBackend::kernel_upsample).
 pub fn upsample<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
     let [n, c, h, w] = x.shape().dims();

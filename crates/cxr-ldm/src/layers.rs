@@ -80,8 +80,8 @@ impl<B: DiffusionBackend> ResnetBlock<B> {
         }
         let hidden = self.conv2.forward(self.norm2.forward_silu(hidden));
         match &self.conv_shortcut {
-            Some(shortcut) => shortcut.forward(x) + hidden,
-            None => x + hidden,
+            Some(shortcut) => ops::add(shortcut.forward(x), hidden),
+            None => ops::add(x, hidden),
         }
     }
 }

@@ -3,12 +3,13 @@
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 
-use burn::tensor::{DType, Shape, TensorData, TensorMetadata};
+use burn::tensor::{DType, Shape, TensorData, TensorMetadata, bf16, f16};
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use super::blockwise::{Blocks, blockwise};
 use super::fast_math::{Kernel, dispatch};
+use super::half::{Half, elements, half_tensor};
 
 /// Elements of one task: enough work to outweigh handing it to another core.
 pub(super) const CHUNK: usize = 16 * 1024;
@@ -29,6 +30,11 @@ fn exclusive(x: &mut FlexTensor) -> Option<&mut [f32]> {
     let elements = x.layout().num_elements();
     let whole = x.is_contiguous() && x.layout().start_offset() == 0;
     x.try_storage_mut::<f32>().filter(|data| whole && data.len() == elements)
+}
+
+/// Whether the f32 elements of `x` can be written over: it is contiguous, fills its buffer, and nobody else holds that.
+pub(super) fn is_exclusive(x: &mut FlexTensor) -> bool {
+    x.dtype() == DType::F32 && exclusive(x).is_some()
 }
 
 /// A vector whose elements `fill` writes: memory that is handed out uninitialized, to be touched once.
@@ -143,9 +149,15 @@ pub(super) fn map<F: Unary>(x: FlexTensor) -> FlexTensor {
     unsafe { blockwise(x, shape, blocks, |_, x, out| dispatch(Map::<F>(x, out, PhantomData))) }
 }
 
-/// `F` of the elements of two f32 tensors of one shape; the second's buffer is the one to be used again.
+/// `F` of the elements of two tensors of one shape and dtype, f32 or half precision; the second's buffer is the one to be
+/// used again.
 pub(super) fn zip<F: Binary>(x: FlexTensor, y: FlexTensor) -> FlexTensor {
     let (x, mut y) = (contiguous(x), contiguous(y));
+    match x.dtype() {
+        DType::BF16 => return half_tensor(zip_half::<bf16, F>(elements(&x), elements(&y)), x.shape()),
+        DType::F16 => return half_tensor(zip_half::<f16, F>(elements(&x), elements(&y)), x.shape()),
+        _ => {}
+    }
     let from = slice(&x);
     assert_eq!(from.len(), y.layout().num_elements(), "{:?} against {:?}", x.shape(), y.shape());
     if let Some(data) = exclusive(&mut y) {
@@ -162,4 +174,23 @@ pub(super) fn zip<F: Binary>(x: FlexTensor, y: FlexTensor) -> FlexTensor {
         })
     };
     tensor(out, x.shape())
+}
+
+/// [`zip`] a block at a time: a block of both becomes f32, and the result is rounded.
+fn zip_half<T: Half, F: Binary>(x: &[T], y: &[T]) -> Vec<T> {
+    assert_eq!(x.len(), y.len(), "two tensors of one shape");
+    // SAFETY: the blocks of all three cover all elements, and `narrow` writes each.
+    unsafe {
+        filled(x.len(), |out| {
+            let blocks = out.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).zip(y.par_chunks(CHUNK));
+            let buffers = || (vec![0.0_f32; CHUNK], vec![0.0_f32; CHUNK]);
+            blocks.for_each_init(buffers, |(wide_x, wide_y), ((out, x), y)| {
+                let (wide_x, wide_y) = (&mut wide_x[..x.len()], &mut wide_y[..y.len()]);
+                T::widen(x, wide_x);
+                T::widen(y, wide_y);
+                dispatch(ZipInPlace::<F>(wide_x, wide_y, PhantomData));
+                T::narrow(wide_y, out);
+            });
+        })
+    }
 }

@@ -10,12 +10,14 @@ mod gelu;
 mod gemm;
 mod group_norm;
 mod half;
+mod join;
 mod layer_norm;
 mod layout;
 mod moments;
 mod pool;
 mod products;
 mod silu;
+mod sums;
 mod winograd;
 
 use burn::tensor::ops::{FloatTensorOps, InterpolateMode, InterpolateOptions, ModuleOps};
@@ -230,6 +232,34 @@ impl DiffusionBackend for Flex {
         match x.dtype() {
             DType::F32 => pool::forward(x, pool),
             _ => plain::pool::<Flex>(x, pool),
+        }
+    }
+
+    fn kernel_add(x: FlexTensor, y: FlexTensor) -> FlexTensor {
+        match x.dtype() {
+            DType::F64 => plain::add::<Flex>(x, y),
+            _ => sums::add(x, y),
+        }
+    }
+
+    fn kernel_bias_backward(grad: FlexTensor) -> FlexTensor {
+        match grad.dtype() {
+            DType::F64 => plain::bias_backward::<Flex>(grad),
+            dtype => narrow(sums::over_all_but_channels(grad), dtype),
+        }
+    }
+
+    fn kernel_join(x: FlexTensor, y: FlexTensor) -> FlexTensor {
+        match x.dtype() {
+            DType::F64 => plain::join::<Flex>(x, y),
+            _ => join::join(x, y),
+        }
+    }
+
+    fn kernel_split(x: FlexTensor, first: usize) -> [FlexTensor; 2] {
+        match x.dtype() {
+            DType::F64 => plain::split::<Flex>(x, first),
+            _ => join::split(x, first),
         }
     }
 

@@ -40,6 +40,22 @@ pub(super) fn moments(x: &[f32], eps: f64) -> Moments {
     Moments { mean, inverse: 1.0 / (variance + eps).sqrt() }
 }
 
+/// The sum of `x`.
+#[inline(always)]
+pub(super) fn sum(x: &[f32]) -> f64 {
+    let (blocks, rest) = x.as_chunks::<LANES>();
+    let mut sum = [0.0_f64; LANES];
+    for x in blocks {
+        for i in 0..LANES {
+            sum[i] += x[i] as f64;
+        }
+    }
+    for (i, x) in rest.iter().enumerate() {
+        sum[i] += *x as f64;
+    }
+    total(sum)
+}
+
 /// The sum of `x`, and that of `x * y`.
 #[inline(always)]
 pub(super) fn sums(x: &[f32], y: &[f32]) -> [f64; 2] {

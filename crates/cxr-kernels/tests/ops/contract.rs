@@ -65,6 +65,8 @@ fn shapes_that_do_not_fit_panic_and_name_the_operation() {
     assert_panics(&["attention"], || ops::attention(image(6), image(5), image(5), Default::default()));
     assert_panics(&["upsample", "4 x 4 to 8 x 6"], || ops::upsample(image(6), [8, 6]));
     assert_panics(&["upsample", "4 x 4 to 9 x 8"], || ops::upsample(image(6), [9, 8]));
+    assert_panics(&["add"], || ops::add(image(6), image(1)));
+    assert_panics(&["join"], || ops::join(image(6), ones([1, 6, 4, 5], DType::F32)));
     assert_panics(&["geglu", "3"], || ops::geglu(ones([2, 3], DType::F32)));
     assert_panics(&["tokens_to_image", "6"], || ops::tokens_to_image(ones([1, 6, 2], DType::F32), 2, 2));
 }

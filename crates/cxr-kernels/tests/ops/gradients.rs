@@ -378,6 +378,46 @@ fn attention() {
 }
 
 #[test]
+fn sums_and_joins() {
+    for [n, a, b, h, w] in [[1, 1, 1, 1, 1], [2, 3, 5, 7, 2], [1, 40, 9, 33, 31]] {
+        let (first, second) = (n * a * h * w, n * b * h * w);
+        Case {
+            name: format!("join {n} {a}+{b} {h} {w}"),
+            arguments: vec![numbers(first, 1), numbers(second, 2)],
+            reference: &|x| {
+                let pictures = x[0].chunks(a * h * w).zip(x[1].chunks(b * h * w));
+                pictures.flat_map(|(x, y)| x.iter().chain(y).copied()).collect()
+            },
+            ops: &|x| {
+                let (x, y) = (x[0].clone().reshape([n, a, h, w]), x[1].clone().reshape([n, b, h, w]));
+                ops::join(x, y).flatten(0, 3)
+            },
+            plain: Some((
+                &|x| {
+                    let (x, y) = (x[0].clone().reshape([n, a, h, w]), x[1].clone().reshape([n, b, h, w]));
+                    cooked::<Flex, 4>(plain::join::<Flex>(raw(x), raw(y))).flatten(0, 3)
+                },
+                &|_, grad| {
+                    let parts = plain::split::<Flex>(raw(grad.reshape([n, a + b, h, w])), a);
+                    parts.map(|part| cooked::<Flex, 4>(part).flatten(0, 3)).to_vec()
+                },
+            )),
+            tolerance: 1e-6,
+        }
+        .check();
+        Case {
+            name: format!("add {first}"),
+            arguments: vec![numbers(first, 1), numbers(first, 2)],
+            reference: &|x| x[0].iter().zip(&x[1]).map(|(x, y)| x + y).collect(),
+            ops: &|x| ops::add(x[0].clone(), x[1].clone()),
+            plain: None,
+            tolerance: 1e-6,
+        }
+        .check();
+    }
+}
+
+#[test]
 fn upsampling() {
     for [n, c, h, w, height, width] in
         [[1, 1, 1, 1, 2, 2], [2, 3, 5, 7, 10, 14], [1, 2, 3, 4, 5, 8], [1, 2, 3, 4, 6, 7], [1, 3, 1, 2, 1, 3]]

@@ -235,12 +235,14 @@ fn half_precision_is_f32_rounded_once() {
     let tokens = tensor::<Flex, 3>(&numbers(3 * 170 * 70, 1), [3, 170, 70]);
     check("silu", &tokens, |x, dtype| in_f32(ops::silu(x), dtype));
     check("gelu", &tokens, |x, dtype| in_f32(ops::gelu(x), dtype));
+    check("add", &tokens, |x, dtype| in_f32(ops::add(x.clone(), x.flip([1])), dtype));
     check("geglu", &tokens, |x, dtype| in_f32(ops::geglu(x), dtype));
     check("tokens_to_image", &tokens, |x, dtype| in_f32(ops::tokens_to_image(x, 10, 17), dtype));
     check("layer_norm", &tokens, |x, dtype| {
         in_f32(ops::layer_norm(x, ones(70, dtype), ones(70, dtype), 1e-5), dtype)
     });
     let image = tensor::<Flex, 4>(&numbers(3 * 30 * 17 * 19, 2), [3, 30, 17, 19]);
+    check("join", &image, |x, dtype| in_f32(ops::join(x.clone(), x.flip([2])), dtype));
     check("image_to_tokens", &image, |x, dtype| in_f32(ops::image_to_tokens(x), dtype));
     check("group_norm_silu", &image, |x, dtype| {
         in_f32(ops::group_norm_silu(x, ones(30, dtype), ones(30, dtype), 6, 1e-5), dtype)

@@ -87,8 +87,8 @@ impl<B: Backend> EncoderLayer<B> {
 impl<B: DiffusionBackend> EncoderLayer<B> {
     /// `[n, tokens, width]` to the same shape.
     pub(crate) fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        let x = self.self_attn.forward(self.layer_norm1.forward(x.clone())) + x;
-        self.mlp.forward(self.layer_norm2.forward(x.clone())) + x
+        let x = ops::add(self.self_attn.forward(self.layer_norm1.forward(x.clone())), x);
+        ops::add(self.mlp.forward(self.layer_norm2.forward(x.clone())), x)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use burn::module::Module;
 use burn::tensor::{Tensor, backend::Backend};
-use cxr_kernels::DiffusionBackend;
+use cxr_kernels::{DiffusionBackend, ops};
 use cxr_lora::{LayerMut, LayerRef};
 
 use super::attention::Attention;
@@ -154,7 +154,7 @@ impl<B: DiffusionBackend> UpBlock<B> {
     ) -> Tensor<B, 4> {
         for (i, resnet) in self.resnets.iter().enumerate() {
             let skip = skips.pop().expect("the way down pushes as many as the way up pops");
-            x = resnet.forward(Tensor::cat(vec![x, skip], 1), Some(time));
+            x = resnet.forward(ops::join(x, skip), Some(time));
             if let Some(attention) = self.attentions.get(i) {
                 x = attention.forward(x, context);
             }

@@ -96,7 +96,7 @@ impl<B: DiffusionBackend> Transformer<B> {
         let [_, _, h, w] = x.dims();
         let tokens = ops::image_to_tokens(self.proj_in.forward(self.norm.forward(x.clone())));
         let tokens = self.transformer_blocks.iter().fold(tokens, |y, block| block.forward(y, context));
-        self.proj_out.forward(ops::tokens_to_image(tokens, h, w)) + x
+        ops::add(self.proj_out.forward(ops::tokens_to_image(tokens, h, w)), x)
     }
 }
 
@@ -121,9 +121,9 @@ impl<B: DiffusionBackend> TransformerBlock<B> {
     fn forward(&self, x: Tensor<B, 3>, context: &mut ContextReader<'_, B>) -> Tensor<B, 3> {
         let normed = self.norm1.forward(x.clone());
         let own = self.attn1.keys_values(normed.clone());
-        let x = self.attn1.forward(normed, own) + x;
-        let x = self.attn2.forward(self.norm2.forward(x.clone()), context.next(&self.attn2)) + x;
-        self.ff.forward(self.norm3.forward(x.clone())) + x
+        let x = ops::add(self.attn1.forward(normed, own), x);
+        let x = ops::add(self.attn2.forward(self.norm2.forward(x.clone()), context.next(&self.attn2)), x);
+        ops::add(self.ff.forward(self.norm3.forward(x.clone())), x)
     }
 }
 

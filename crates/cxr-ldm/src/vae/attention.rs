@@ -39,6 +39,6 @@ impl<B: DiffusionBackend> PixelAttention<B> {
         let (q, k, v) = (head(&self.to_q), head(&self.to_k), head(&self.to_v));
         let mixed = ops::attention(q, k, v, AttentionOptions::default()).squeeze_dim::<3>(1);
         let out = self.to_out.iter().fold(mixed, |y, layer| layer.forward(y));
-        x + ops::tokens_to_image(out, h, w)
+        ops::add(x, ops::tokens_to_image(out, h, w))
     }
 }
