@@ -1,14 +1,16 @@
 //! A training step of Stable Diffusion 1.x as the paper's: 128 px, a batch of four, an adapter of rank 8 on every
 //! attention projection of the UNet, AdamW. Latents and text embeddings are there, as in a run.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 
 use burn::optim::adaptor::OptimizerAdaptor;
 use burn::optim::{AdamW, AdamWConfig, Optimizer};
-use burn::tensor::Tensor;
+use burn::tensor::{Tensor, TensorData};
 use criterion::{Criterion, criterion_group, criterion_main};
 use cxr::core::random::Stream;
 use cxr::device::Program;
+use cxr::kernels::nn::parameters;
 use cxr::kernels::{DiffusionAutodiff, graph_guard};
 use cxr::ldm::scheduler::{NoiseSchedule, NoiseScheduleConfig};
 use cxr::ldm::unet::{UNet2dCondition, UNetConfig};
@@ -63,10 +65,19 @@ fn objective<B: DiffusionAutodiff>(device: &B::Device) -> Diffusion<B, UNet2dCon
 
 /// A frozen UNet with an adapter that learns, of which no factor is zero.
 fn with_adapter<B: DiffusionAutodiff>(device: &B::Device) -> UNet2dCondition<B> {
-    let mut model = UNetConfig::sd15().init::<B>(device);
+    let mut model = fill(UNetConfig::sd15().init::<B>(device));
     let config = LoraConfig::new(RANK).with_targets(TargetSet::AllAttention);
     lora::attach(&mut model, &config, 0).expect("the layers are there");
-    let mut model = fill(model);
+    // factors are in f32, whatever the base is in
+    let filled = parameters::map_data(model, |path, shape| -> Result<_, Infallible> {
+        let factor = path.contains("lora_").then(|| {
+            let deviation = (shape[1] as f32).powf(-0.5);
+            let normals = Stream::new(0, path, 0).normals(shape.iter().product());
+            TensorData::new(normals.into_iter().map(|x| deviation * x).collect::<Vec<f32>>(), shape.to_vec())
+        });
+        Ok(factor)
+    });
+    let Ok(mut model) = filled;
     lora::train_only(&mut model, lora::DEFAULT_NAME).expect("the adapter is there");
     model
 }

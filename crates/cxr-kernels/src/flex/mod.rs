@@ -18,9 +18,9 @@ mod pool;
 mod products;
 mod silu;
 mod sums;
+mod upsample;
 mod winograd;
 
-use burn::tensor::ops::{FloatTensorOps, InterpolateMode, InterpolateOptions, ModuleOps};
 use burn::tensor::{DType, Shape, TensorMetadata};
 use burn_flex::{Flex, FlexTensor};
 
@@ -264,19 +264,18 @@ impl DiffusionBackend for Flex {
     }
 
     fn kernel_upsample(x: FlexTensor) -> FlexTensor {
-        let [_, _, h, w] = x.shape().dims();
-        Flex::interpolate(x, [2 * h, 2 * w], nearest())
+        match x.dtype() {
+            DType::F64 => plain::upsample::<Flex>(x),
+            _ => upsample::forward(x),
+        }
     }
 
     fn kernel_upsample_backward(grad: FlexTensor) -> FlexTensor {
-        let [n, c, height, width] = grad.shape().dims();
-        // of the input burn reads the shape alone
-        let x = Flex::float_zeros(
-            Shape::new([n, c, height / 2, width / 2]),
-            &Default::default(),
-            grad.dtype().into(),
-        );
-        Flex::interpolate_backward(x, grad, [height, width], nearest())
+        one(by_dtype(
+            [grad],
+            |[grad]| [upsample::backward(grad)],
+            |[grad]| [plain::upsample_backward::<Flex>(grad)],
+        ))
     }
 
     fn kernel_attention(q: FlexTensor, k: FlexTensor, v: FlexTensor, causal: bool) -> FlexTensor {
@@ -300,10 +299,6 @@ impl DiffusionBackend for Flex {
             |[q, k, v, grad]| plain::attention_backward::<Flex>(q, k, v, grad, causal),
         )
     }
-}
-
-fn nearest() -> InterpolateOptions {
-    InterpolateOptions::new(InterpolateMode::Nearest)
 }
 
 fn one([result]: [FlexTensor; 1]) -> FlexTensor {

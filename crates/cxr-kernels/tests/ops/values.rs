@@ -242,6 +242,7 @@ fn half_precision_is_f32_rounded_once() {
         in_f32(ops::layer_norm(x, ones(70, dtype), ones(70, dtype), 1e-5), dtype)
     });
     let image = tensor::<Flex, 4>(&numbers(3 * 30 * 17 * 19, 2), [3, 30, 17, 19]);
+    check("upsample", &image, |x, dtype| in_f32(ops::upsample(x, [34, 38]), dtype));
     check("join", &image, |x, dtype| in_f32(ops::join(x.clone(), x.flip([2])), dtype));
     check("image_to_tokens", &image, |x, dtype| in_f32(ops::image_to_tokens(x), dtype));
     check("group_norm_silu", &image, |x, dtype| {
