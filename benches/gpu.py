@@ -8,8 +8,8 @@ weights. What torch lacks (peft, transformers) is not needed.
 
 Prints the parity test's errors and one markdown table, ours and PyTorch's unit by unit in turns, with the peak of the
 card's memory of each process. Kernels are compiled at their first run, and kept. Built with the feature autotune, burn first
-tunes them, for minutes: what is not done in time is named, and a second call goes on with what was kept. PyTorch has SDPA and channels-first layout as diffusers sets them; f32 with TF32 allowed,
-as burn runs it.
+tunes them, for minutes: what is not done in time is named, and a second call goes on with what was kept. PyTorch has SDPA
+and channels-first layout as diffusers sets them; f32 with TF32 allowed, as burn runs it.
 """
 import argparse, gc, json, os, pathlib, re, statistics, subprocess, sys, threading, time
 import torch

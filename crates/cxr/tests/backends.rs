@@ -384,10 +384,7 @@ impl Program for Training {
         let batch = [0, 1].map(|index| Sample { index, position: index as u64 });
         let loss = objective.loss(&unet, &batch, 9);
         let mut outputs = Outputs::from([("loss".to_string(), values(loss.clone()))]);
-        let grads = GradientsParams::from_grads(loss.backward(), &unet);
-        Module::<B>::visit(&unet, &mut ReadGradients::<'_> { path: Vec::new(), grads, into: &mut outputs });
-        let trainable = parameters::list::<B, _>(&unet).iter().filter(|info| info.trainable).count();
-        assert_eq!(outputs.len(), 1 + trainable, "a gradient for every factor");
+        read_gradients(&[], &unet, loss, &mut outputs);
 
         let before = adapter_values::<B>(&unet);
         let config = TrainConfig {
@@ -418,29 +415,33 @@ impl Program for AllWeights {
         let batch = [0, 1].map(|index| Sample { index, position: index as u64 });
         let unet = fill::<B, _>(UNetConfig::tiny().init::<B>(&device), DType::F32, DType::F32, "");
         let loss = diffusion::<B>(&device).loss(&unet, &batch, 9);
-        read_gradients("unet", &unet, loss, &mut outputs);
+        read_gradients(&["unet"], &unet, loss, &mut outputs);
         // a norm with a channel to a group does not see the bias before it: that gradient is rounding alone
         let config = AutoencoderKlConfig { norm_num_groups: 16, ..AutoencoderKlConfig::tiny() };
         let vae = fill::<B, _>(config.init::<B>(&device), DType::F32, DType::F32, "");
         let objective = Reconstruction { images: Noise, edges: 1.0, kl: 1e-2, device };
-        read_gradients("autoencoder", &vae, objective.loss(&vae, &batch, 9), &mut outputs);
+        read_gradients(&["autoencoder"], &vae, objective.loss(&vae, &batch, 9), &mut outputs);
+        let weights = parameters::list::<B, _>(&unet).len() + parameters::list::<B, _>(&vae).len();
+        assert_eq!(outputs.len(), weights, "a gradient for every weight");
         // and attention not what is added to all keys
         outputs.retain(|part, _| !part.ends_with("to_k.bias"));
         outputs
     }
 }
 
+/// The gradients of all that learns in `model`, which lies at `path`.
 fn read_gradients<B: AutodiffBackend, M: burn::module::AutodiffModule<B>>(
-    name: &str,
+    path: &[&str],
     model: &M,
     loss: Tensor<B, 1>,
     into: &mut Outputs,
 ) {
     let before = into.len();
     let grads = GradientsParams::from_grads(loss.backward(), model);
-    Module::<B>::visit(model, &mut ReadGradients::<'_> { path: vec![name.to_string()], grads, into });
-    let weights = parameters::list::<B, _>(model).len();
-    assert_eq!(into.len() - before, weights, "a gradient for every weight of {name}");
+    let path = path.iter().map(|name| name.to_string()).collect();
+    Module::<B>::visit(model, &mut ReadGradients::<'_> { path, grads, into });
+    let trainable = parameters::list::<B, _>(model).iter().filter(|info| info.trainable).count();
+    assert_eq!(into.len() - before, trainable, "a gradient for all that learns");
 }
 
 /// Pictures of noise.

@@ -243,10 +243,11 @@ impl DiffusionBackend for Flex {
     }
 
     fn kernel_bias_backward(grad: FlexTensor) -> FlexTensor {
-        match grad.dtype() {
-            DType::F64 => plain::bias_backward::<Flex>(grad),
-            dtype => narrow(sums::over_all_but_channels(grad), dtype),
-        }
+        one(by_dtype(
+            [grad],
+            |[grad]| [sums::over_all_but_channels(grad)],
+            |[grad]| [plain::bias_backward::<Flex>(grad)],
+        ))
     }
 
     fn kernel_join(x: FlexTensor, y: FlexTensor) -> FlexTensor {

@@ -1,12 +1,11 @@
 //! Sums of two tensors, and of a gradient over all but its channels, on all cores.
 
-use burn::tensor::{DType, Shape, TensorMetadata};
+use burn::tensor::{Shape, TensorMetadata};
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use super::elementwise::{Binary, CHUNK, contiguous, is_exclusive, slice, tensor, zip};
 use super::fast_math::{Kernel, dispatch};
-use super::half::widened;
 use super::moments::sum;
 
 struct Add;
@@ -23,14 +22,13 @@ pub(super) fn add(x: FlexTensor, mut y: FlexTensor) -> FlexTensor {
     if is_exclusive(&mut y) { zip::<Add>(x, y) } else { zip::<Add>(y, x) }
 }
 
-/// `[n, c, ...]` to `[c]`, in f32: each sum in an order that depends on the shape alone.
+/// `[n, c, ...]` to `[c]`, f32: each sum in an order that depends on the shape alone.
 pub(super) fn over_all_but_channels(x: FlexTensor) -> FlexTensor {
     let shape = x.shape();
     let (n, channels) = (shape[0], shape[1]);
     let inner = shape.num_elements() / (n * channels).max(1);
     let x = contiguous(x);
-    let wide = if x.dtype() == DType::F32 { None } else { Some(widened(x.clone())) };
-    let data = wide.as_deref().unwrap_or_else(|| slice(&x));
+    let data = slice(&x);
     let sums = if inner == 1 { of_columns(data, channels) } else { of_planes(data, n, channels, inner) };
     tensor(sums, Shape::new([channels]))
 }
