@@ -12,7 +12,7 @@ use criterion::{Criterion, SamplingMode};
 use cxr::core::hash::stable_hash;
 use cxr::core::random::Stream;
 use cxr::device::{Program, dispatch};
-use cxr::kernels::nn::parameters;
+use cxr::kernels::{nn::parameters, set_pack_memory};
 
 /// Fresh pages cost convolutions more than their arithmetic: this allocator keeps them.
 #[global_allocator]
@@ -33,8 +33,14 @@ pub enum Cost {
     Long,
 }
 
-/// Runs `program` on the device that `CXR_BENCH_DEVICE` names; the best one that is there without it.
+/// Runs `program` on the device that `CXR_BENCH_DEVICE` names; the best one that is there without it. `CXR_BENCH_PACK_MIB` is
+/// what packed weights may take, in MiB.
 pub fn on_device<P: Program<Output = ()>>(program: P) {
+    if let Ok(mib) = std::env::var("CXR_BENCH_PACK_MIB") {
+        set_pack_memory(
+            mib.parse::<usize>().unwrap_or_else(|error| panic!("CXR_BENCH_PACK_MIB: {error}")) << 20,
+        );
+    }
     let device = std::env::var("CXR_BENCH_DEVICE").unwrap_or_else(|_| "auto".to_string());
     let device = device.parse().unwrap_or_else(|error| panic!("CXR_BENCH_DEVICE: {error}"));
     dispatch(device, program).unwrap_or_else(|error| panic!("{error}"));

@@ -7,9 +7,10 @@
 
 use anyhow::{Result, bail};
 use burn::tensor::FloatDType;
+use bytesize::ByteSize;
 use cxr::device::{DeviceSpec, Program, built, dispatch};
-use cxr::kernels::DiffusionAutodiff;
 use cxr::kernels::nn::parameters;
+use cxr::kernels::{DEFAULT_PACK_MEMORY, DiffusionAutodiff, set_pack_memory};
 use cxr::ldm::weights::ModelConfig;
 use sysinfo::{MemoryRefreshKind, RefreshKind, System};
 
@@ -27,15 +28,27 @@ const UNET_BACKWARD: f64 = 97.0;
 const UNET_BY_BLOCK: f64 = 42.0;
 /// Floats of the decoder for each pixel of the picture and channel of its finest level; of the encoder not more.
 const DECODER: f64 = 13.0;
+/// Packed weights by the size of the weights, where it is most: in Winograd's convolutions.
+const LONGEST: usize = 4;
 /// Side of a tile of the decoder, in pixels.
 const TILE: usize = 512;
 
-/// `--ignore-memory`.
-#[derive(Debug, Clone, Copy, Default, clap::Args)]
+/// `--ignore-memory` and `--pack-memory`.
+#[derive(Debug, Clone, Copy, clap::Args)]
 pub struct MemoryArgs {
+    /// Memory for weights in the order in which the CPU multiplies them, e.g. 0, 512MiB, 2.5GB: with more of it small
+    /// pictures take less time. No pixel depends on it.
+    #[arg(long, value_name = "SIZE", default_value = "256MiB")]
+    pub pack_memory: ByteSize,
     /// Go on where more memory is needed than is free, by the estimate.
     #[arg(long)]
     pub ignore_memory: bool,
+}
+
+impl Default for MemoryArgs {
+    fn default() -> Self {
+        Self { pack_memory: ByteSize(DEFAULT_PACK_MEMORY as u64), ignore_memory: false }
+    }
 }
 
 /// Parameters of a model's networks, and what their activations go by.
@@ -169,6 +182,11 @@ impl Sizes {
         (PROCESS + weights + step + kept) as u64
     }
 
+    /// Bytes that packed weights of the UNet take at most: `--pack-memory`, or all of them in their longest form.
+    pub fn packed(&self, args: MemoryArgs) -> u64 {
+        args.pack_memory.as_u64().min((LONGEST * 4 * self.unet) as u64)
+    }
+
     fn activations(&self, floats: f64, pixels: f64, channels: usize) -> f64 {
         4.0 * floats * pixels * channels as f64
     }
@@ -202,11 +220,12 @@ pub fn free() -> Option<u64> {
     }
 }
 
-/// Says what is needed, and refuses what does not fit; `advice` is how it could.
+/// Says what is needed, and refuses what does not fit; `advice` is how it could. Sets the bound of packed weights.
 ///
 /// # Errors
 /// If more is needed than is free, unless `args` say to go on.
 pub fn check(needed: u64, device: DeviceSpec, args: MemoryArgs, quiet: bool, advice: &str) -> Result<()> {
+    set_pack_memory(usize::try_from(args.pack_memory.as_u64()).unwrap_or(usize::MAX));
     // With a GPU the weights are elsewhere, and how much is free there is not known.
     let on_host = device == DeviceSpec::Flex || (device == DeviceSpec::Auto && built() == ["flex"]);
     if !on_host {
@@ -272,7 +291,18 @@ mod tests {
         );
         compare(needed, Some(needed), MemoryArgs::default(), true, "").unwrap();
         compare(needed, None, MemoryArgs::default(), true, "").unwrap();
-        compare(needed, Some(1), MemoryArgs { ignore_memory: true }, true, "").unwrap();
+        compare(needed, Some(1), MemoryArgs { ignore_memory: true, ..Default::default() }, true, "").unwrap();
+    }
+
+    #[test]
+    fn packed_weights_take_what_they_may_or_what_there_are() {
+        let args = |bytes| MemoryArgs { pack_memory: ByteSize(bytes), ..Default::default() };
+        let large = Sizes::of(&ModelConfig::sd15()).unwrap();
+        assert_eq!([0, 5_000].map(|bytes| large.packed(args(bytes))), [0, 5_000]);
+        let by_default: ByteSize = "256MiB".parse().unwrap();
+        assert_eq!(by_default, MemoryArgs::default().pack_memory);
+        let small = Sizes { unet: 1000, ..large };
+        assert_eq!(small.packed(args(u64::MAX)), 16_000);
     }
 
     #[test]

@@ -57,7 +57,7 @@ pub enum DatasetError {
         reason: String,
     },
     /// A row cannot be parsed.
-    #[error("row {row} of {} is broken: {reason}; repair the row, or choose to skip and count", path.display())]
+    #[error("row {row} of {} is broken: {reason}; repair the row, or skip and count such rows (--skip of prepare and reproduce, OnProblem::Skip)", path.display())]
     BrokenRow {
         /// The table.
         path: PathBuf,
@@ -67,7 +67,7 @@ pub enum DatasetError {
         reason: String,
     },
     /// A cell that must hold something holds nothing.
-    #[error("row {row} of {}, column {column:?}: the cell is empty; fill it, or choose to skip and count", path.display())]
+    #[error("row {row} of {}, column {column:?}: the cell is empty; fill it, or skip and count such rows (--skip of prepare and reproduce, OnProblem::Skip)", path.display())]
     EmptyCell {
         /// The table.
         path: PathBuf,
@@ -89,7 +89,7 @@ pub enum DatasetError {
         reason: String,
     },
     /// Two rows name the same image.
-    #[error("row {row} of {}: image {name:?} already stands in row {first_row}; remove one of them, or choose to skip and count", path.display())]
+    #[error("row {row} of {}: image {name:?} already stands in row {first_row}; remove one of them, or skip and count such rows (--skip of prepare and reproduce, OnProblem::Skip)", path.display())]
     DuplicateName {
         /// The table.
         path: PathBuf,
@@ -101,7 +101,7 @@ pub enum DatasetError {
         name: String,
     },
     /// Two reports have the same identifier.
-    #[error("row {row} of {}: report {uid:?} already stands in row {first_row}; remove one of them, or choose to skip and count", path.display())]
+    #[error("row {row} of {}: report {uid:?} already stands in row {first_row}; remove one of them, or skip and count such rows (--skip of prepare and reproduce, OnProblem::Skip)", path.display())]
     DuplicateReport {
         /// The table.
         path: PathBuf,
@@ -113,7 +113,7 @@ pub enum DatasetError {
         uid: String,
     },
     /// An image refers to a report that is not there.
-    #[error("row {row} of {}: no report {uid:?} in {}; add the report, or choose to skip and count", path.display(), reports.display())]
+    #[error("row {row} of {}: no report {uid:?} in {}; add the report, or skip and count such rows (--skip of prepare and reproduce, OnProblem::Skip)", path.display(), reports.display())]
     NoReport {
         /// The table of images.
         path: PathBuf,
@@ -125,7 +125,7 @@ pub enum DatasetError {
         reports: PathBuf,
     },
     /// The image of a row cannot be used.
-    #[error("row {row} of {}: {source}; replace the file, or choose to skip and count when reading the table", table.display())]
+    #[error("row {row} of {}: {source}; replace the file, or skip and count such rows (--skip of prepare and reproduce, OnProblem::Skip)", table.display())]
     Image {
         /// The table that names the image.
         table: PathBuf,

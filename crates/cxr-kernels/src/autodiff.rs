@@ -64,8 +64,13 @@ fn record<B: Backend, C: CheckpointStrategy, const N: usize>(
 
 /// A weight that learns changes at every step: nothing packed from it would be used twice, and keeping it would
 /// only stop the optimizer from updating in place.
-fn backward_cache(learns: bool, cache: &WeightCache) -> WeightCache {
-    if learns { WeightCache::new() } else { cache.clone() }
+fn cache_unless_learning(learns: bool, cache: &WeightCache) -> WeightCache {
+    if learns {
+        // what pictures between the steps may have left
+        cache.clear();
+        return WeightCache::new();
+    }
+    cache.clone()
 }
 
 impl<B: DiffusionBackend, C: CheckpointStrategy> DiffusionBackend for Autodiff<B, C> {
@@ -131,16 +136,16 @@ impl<B: DiffusionBackend, C: CheckpointStrategy> DiffusionBackend for Autodiff<B
         bias: Option<FloatTensor<Self>>,
         cache: &WeightCache,
     ) -> FloatTensor<Self> {
+        let cache = cache_unless_learning(weight.is_tracked(), cache);
         let y = B::kernel_linear(
             x.primitive.clone(),
             weight.primitive.clone(),
             bias.as_ref().map(|bias| bias.primitive.clone()),
-            cache,
+            &cache,
         );
         // The input is kept only for the weight's gradient: a frozen layer costs the graph nothing.
         let saved_x = weight.is_tracked().then(|| x.primitive.clone());
         let saved_weight = weight.primitive.clone();
-        let cache = backward_cache(weight.is_tracked(), cache);
         let to_x_and_weight = move |grad: FloatTensor<B>, x: bool, weight: bool| {
             let to_weight = match &saved_x {
                 Some(saved_x) if weight => {
@@ -173,18 +178,18 @@ impl<B: DiffusionBackend, C: CheckpointStrategy> DiffusionBackend for Autodiff<B
         padding: usize,
         cache: &WeightCache,
     ) -> FloatTensor<Self> {
+        let cache = cache_unless_learning(weight.is_tracked(), cache);
         let y = B::kernel_conv2d(
             x.primitive.clone(),
             weight.primitive.clone(),
             bias.as_ref().map(|bias| bias.primitive.clone()),
             stride,
             padding,
-            cache,
+            &cache,
         );
         let saved_x = weight.is_tracked().then(|| x.primitive.clone());
         let x_shape = x.primitive.shape();
         let saved_weight = weight.primitive.clone();
-        let cache = backward_cache(weight.is_tracked(), cache);
         let to_x_and_weight = move |grad: FloatTensor<B>, want_x: bool, want_weight: bool| {
             let weight = saved_weight.clone();
             let to_weight = match &saved_x {

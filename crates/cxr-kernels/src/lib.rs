@@ -47,7 +47,7 @@ mod tch;
 pub use backend::{DiffusionAutodiff, DiffusionBackend};
 #[cfg(feature = "flex")]
 pub use burn_flex::Flex;
-pub use cache::WeightCache;
+pub use cache::{DEFAULT_PACK_MEMORY, Packing, WeightCache, packed_memory, set_pack_memory};
 #[cfg(feature = "cube")]
 pub use cube::keep_tuning;
 pub use ops::Pool;

@@ -70,7 +70,8 @@ fn start(args: Args) -> Result<()> {
 fn check_memory(args: &Args, settings: &Settings, files: &ModelFiles) -> Result<()> {
     let sizes = Sizes::of(&files.config()?).context("--model")?;
     let pictures = sizes.pictures(&settings.picture_batch());
-    let needed = pictures.max(sizes.training(&training_batch(&settings.finetune), BATCH));
+    let needed =
+        pictures.max(sizes.training(&training_batch(&settings.finetune), BATCH)) + sizes.packed(args.memory);
     let advice = "a smaller --batch or --lora-batch takes less, --set block_checkpointing=true less for the fine-tuning, \
                   --set base_dtype=bf16 half the weights";
     memory::check(needed, args.run.device, args.memory, args.run.quiet, advice)

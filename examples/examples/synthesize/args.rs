@@ -265,7 +265,7 @@ impl Args {
             tiled: self.vae_tiling,
             guided: self.guidance != 1.0,
             dtype: self.dtype.float(),
-        });
+        }) + sizes.packed(self.memory);
         let advice = "a smaller --batch or --size takes less, --dtype bf16 half the weights, --vae-slicing and \
                       --vae-tiling less for decoding";
         memory::check(needed, self.run.device, self.memory, self.run.quiet, advice)

@@ -105,7 +105,8 @@ pub fn check_memory(
     args: MemoryArgs,
     quiet: bool,
 ) -> Result<()> {
-    let needed = Sizes::of(&files.config()?).context("--model")?.training(&training_batch(config), BATCH);
+    let sizes = Sizes::of(&files.config()?).context("--model")?;
+    let needed = sizes.training(&training_batch(config), BATCH) + sizes.packed(args);
     let advice = "a smaller batch_size or image_size takes less, block_checkpointing=true less for the backward pass, \
                   base_dtype=bf16 half the frozen weights";
     memory::check(needed, device, args, quiet, advice)

@@ -5,12 +5,15 @@
 //! from memory again, and [`conv_large`](super::conv_large) takes larger tiles; for the gradient of the weights burn's own
 //! convolution is the better one. The choice looks at the layer alone.
 
+use std::sync::Arc;
+
 use burn::tensor::{DType, Shape, TensorMetadata};
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use super::elementwise::{contiguous, slice, tensor};
 use super::gemm::{Matrix, Shared, product};
+use super::kept::kept;
 use crate::WeightCache;
 
 /// Largest number of weights that this kernel takes on: 2 MiB, the second-level cache of current cores.
@@ -234,10 +237,9 @@ pub(super) fn x_backward(
 
 /// The weights with their two channel dimensions exchanged and their kernels turned by half a circle,
 /// `[c, out, kh, kw]`: convolving the output's gradient with them gives the input's.
-fn rotated(geometry: &Geometry, weight: FlexTensor, cache: &WeightCache) -> std::sync::Arc<Vec<f32>> {
+fn rotated(geometry: &Geometry, weight: FlexTensor, cache: &WeightCache) -> Arc<Vec<f32>> {
     let (c, out, taps) = (geometry.input[0], geometry.output[0], geometry.kernel[0] * geometry.kernel[1]);
-    let same = |a: &FlexTensor, b: &FlexTensor| a.shape() == b.shape() && std::ptr::eq(slice(a), slice(b));
-    cache.get_or_pack(weight.clone(), same, || {
+    let turn = || {
         let weight = slice(&weight);
         let mut rotated = Vec::with_capacity(weight.len());
         for channel in 0..c {
@@ -247,7 +249,8 @@ fn rotated(geometry: &Geometry, weight: FlexTensor, cache: &WeightCache) -> std:
             }
         }
         rotated
-    })
+    };
+    kept(cache, &weight, c * out * taps * size_of::<f32>(), 1, turn).unwrap_or_else(|| Arc::new(turn()))
 }
 
 /// For strides above one: the unfolded gradient, added back onto the image.

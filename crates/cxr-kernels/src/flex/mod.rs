@@ -11,6 +11,7 @@ mod gemm;
 mod group_norm;
 mod half;
 mod join;
+mod kept;
 mod layer_norm;
 mod layout;
 mod moments;
@@ -129,9 +130,9 @@ impl DiffusionBackend for Flex {
         x: FlexTensor,
         weight: FlexTensor,
         bias: Option<FlexTensor>,
-        _cache: &WeightCache,
+        cache: &WeightCache,
     ) -> FlexTensor {
-        products::linear(x, weight, bias)
+        products::linear(x, weight, bias, cache)
     }
 
     fn kernel_linear_x_backward(weight: FlexTensor, grad: FlexTensor, _cache: &WeightCache) -> FlexTensor {
@@ -163,7 +164,7 @@ impl DiffusionBackend for Flex {
         bias: Option<FlexTensor>,
         stride: usize,
         padding: usize,
-        _cache: &WeightCache,
+        cache: &WeightCache,
     ) -> FlexTensor {
         if x.dtype() == DType::BF16
             && let Some(y) = products::conv2d(&x, &weight, bias.as_ref(), stride, padding)
@@ -171,11 +172,14 @@ impl DiffusionBackend for Flex {
             return y;
         }
         let dtype = x.dtype();
+        // a widened copy is new each time: nothing may be kept that was derived from it
+        let own = WeightCache::new();
+        let cache = if weight.dtype() == DType::F32 { cache } else { &own };
         let (x, weight, bias) = (widen(x), widen(weight), bias.map(widen));
         let y = if x.dtype() != DType::F32 {
             plain::conv2d::<Flex>(x, weight, bias, stride, padding)
         } else if winograd::applies(&x.shape(), &weight.shape(), stride, padding) {
-            winograd::forward(x, weight, bias, padding)
+            winograd::forward(x, weight, bias, padding, cache)
         } else if let Some(y) = products::conv2d(&x, &weight, bias.as_ref(), stride, padding) {
             y
         } else if conv::applies(&weight, x.dtype()) {

@@ -71,7 +71,7 @@ fn shapes_that_do_not_fit_panic_and_name_the_operation() {
     assert_panics(&["tokens_to_image", "6"], || ops::tokens_to_image(ones([1, 6, 2], DType::F32), 2, 2));
 }
 
-/// The input's gradient of a convolution whose weight is frozen: what packs weights on `Flex`.
+/// The input's gradient of a convolution whose weight is frozen: a rotated copy of it is kept.
 fn input_gradient(weight: &Tensor<Flex, 4>, cache: &WeightCache) -> Vec<f32> {
     let c = weight.dims()[1];
     let x = Tensor::<Ad, 4>::from_inner(tensor(&numbers(2 * c * 25, 1), [2, c, 5, 5])).require_grad();
@@ -79,37 +79,78 @@ fn input_gradient(weight: &Tensor<Flex, 4>, cache: &WeightCache) -> Vec<f32> {
     read(x.grad(&y.powi_scalar(2).sum().backward()).expect("x is tracked"))
 }
 
+/// A convolution by Winograd: the transformed weights are kept.
+fn convolved(weight: &Tensor<Flex, 4>, cache: &WeightCache) -> Vec<f32> {
+    let c = weight.dims()[1];
+    let x = tensor(&numbers(c * 64, 1), [1, c, 8, 8]);
+    read(ops::conv2d(x, weight.clone(), None, 1, 1, cache))
+}
+
+/// A linear layer, whose panels are kept where the processor has AVX-512.
+fn projected(weight: &Tensor<Flex, 4>, cache: &WeightCache) -> Vec<f32> {
+    let [out, width, ..] = weight.dims();
+    let x = tensor(&numbers(3 * width * 9, 1), [3, width * 9]);
+    read(ops::linear(x, weight.clone().reshape([out, width * 9]), None, cache))
+}
+
 #[test]
 fn a_changed_weight_invalidates_the_cache() {
-    let fresh = |weight: &Tensor<Flex, 4>| input_gradient(weight, &WeightCache::new());
-    let cache = WeightCache::new();
-    let mut weight: Tensor<Flex, 4> = tensor(&numbers(4 * 3 * 9, 2), [4, 3, 3, 3]);
-    let mut seen = Vec::new();
-    for _ in 0..4 {
-        let expected = fresh(&weight);
-        // twice: packed now, then found
-        assert_eq!(input_gradient(&weight, &cache), expected);
-        assert!(cache.is_filled(), "nothing was packed, so nothing could be stale");
-        assert_eq!(input_gradient(&weight, &cache), expected);
-        assert!(!seen.contains(&expected), "the weight did not change");
-        seen.push(expected);
-        // An operation that may write in place, as an optimizer's does.
-        weight = weight * 1.5 + 0.25;
+    type Operation = fn(&Tensor<Flex, 4>, &WeightCache) -> Vec<f32>;
+    let operations: [(Operation, [usize; 2]); 3] =
+        [(input_gradient, [4, 3]), (convolved, [32, 48]), (projected, [32, 48])];
+    for (operation, [out, c]) in operations {
+        let fresh = |weight: &Tensor<Flex, 4>| operation(weight, &WeightCache::new());
+        let cache = WeightCache::new();
+        let mut weight: Tensor<Flex, 4> = tensor(&numbers(out * c * 9, 2), [out, c, 3, 3]);
+        let mut seen = Vec::new();
+        for _ in 0..4 {
+            let expected = fresh(&weight);
+            // met, packed, found
+            for _ in 0..3 {
+                assert_eq!(operation(&weight, &cache), expected);
+            }
+            let is_packed = cache.is_filled();
+            assert!(is_packed || !has_avx512(), "nothing was packed, so nothing could be stale");
+            assert!(!seen.contains(&expected), "the weight did not change");
+            seen.push(expected);
+            // An operation that may write in place, as an optimizer's does.
+            weight = weight * 1.5 + 0.25;
+        }
+        // The same buffer in another shape is another weight too.
+        for _ in 0..3 {
+            assert_eq!(operation(&weight, &cache), fresh(&weight));
+        }
+        let reshaped = weight.reshape([c, out, 3, 3]);
+        assert_eq!(operation(&reshaped, &cache), fresh(&reshaped));
     }
-    // The same buffer in another shape is another weight too.
-    assert_eq!(input_gradient(&weight, &cache), fresh(&weight));
-    let reshaped = weight.reshape([3, 4, 3, 3]);
-    assert_eq!(input_gradient(&reshaped, &cache), fresh(&reshaped));
+}
+
+fn has_avx512() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512vl");
+    #[cfg(not(target_arch = "x86_64"))]
+    return false;
 }
 
 #[test]
 fn a_learning_weight_is_not_packed() {
     // Packing would hold the old weight and its packed form through every optimizer step.
     let cache = WeightCache::new();
-    let x = Tensor::<Ad, 4>::from_inner(tensor(&numbers(3 * 25, 1), [1, 3, 5, 5])).require_grad();
-    let weight = Tensor::<Ad, 4>::from_inner(tensor(&numbers(4 * 27, 2), [4, 3, 3, 3])).require_grad();
-    let gradients = ops::conv2d(x.clone(), weight, None, 1, 1, &cache).sum().backward();
-    assert!(x.grad(&gradients).is_some());
+    let values: Tensor<Flex, 4> = tensor(&numbers(32 * 48 * 9, 2), [32, 48, 3, 3]);
+    let weight = Tensor::<Ad, 4>::from_inner(values.clone()).require_grad();
+    let x = Tensor::<Ad, 4>::from_inner(tensor(&numbers(48 * 64, 1), [1, 48, 8, 8])).require_grad();
+    for _ in 0..3 {
+        let y = ops::conv2d(x.clone(), weight.clone(), None, 1, 1, &cache);
+        let flat = ops::linear(x.clone().reshape([64, 48]), weight.clone().reshape([288, 48]), None, &cache);
+        assert!(x.grad(&(y.sum() + flat.sum()).backward()).is_some());
+        assert!(!cache.is_filled());
+    }
+    // and what pictures between the steps left is let go with the next
+    for _ in 0..2 {
+        convolved(&values, &cache);
+    }
+    assert!(cache.is_filled());
+    let _ = ops::conv2d(x, weight, None, 1, 1, &cache);
     assert!(!cache.is_filled());
 }
 

@@ -8,16 +8,21 @@ use super::super::elementwise::contiguous;
 use super::super::elementwise::{slice, tensor};
 use super::super::half::{elements, half_tensor, widened};
 use super::{Path, panels};
-use crate::plain;
+use crate::{WeightCache, plain};
 
 /// `x @ weight^T + bias` for `x` `[rows, in]`, `weight` `[out, in]`, `bias` `[out]`, all of one dtype.
-pub(in super::super) fn linear(x: FlexTensor, weight: FlexTensor, bias: Option<FlexTensor>) -> FlexTensor {
-    product(Path::of(x.dtype()), x, weight, bias, Order::Transposed)
+pub(in super::super) fn linear(
+    x: FlexTensor,
+    weight: FlexTensor,
+    bias: Option<FlexTensor>,
+    cache: &WeightCache,
+) -> FlexTensor {
+    product(Path::of(x.dtype()), x, weight, bias, Order::Transposed, cache)
 }
 
 /// `grad @ weight` for `grad` `[rows, out]`, `weight` `[out, in]`: the gradient of [`linear`] by `x`.
 pub(in super::super) fn linear_x_backward(weight: FlexTensor, grad: FlexTensor) -> FlexTensor {
-    product(Path::of(grad.dtype()), grad, weight, None, Order::Plain)
+    product(Path::of(grad.dtype()), grad, weight, None, Order::Plain, &WeightCache::new())
 }
 
 /// How the right operand lies.
@@ -35,6 +40,7 @@ pub(super) fn product(
     weight: FlexTensor,
     bias: Option<FlexTensor>,
     order: Order,
+    cache: &WeightCache,
 ) -> FlexTensor {
     if path == Path::General {
         return match order {
@@ -46,18 +52,21 @@ pub(super) fn product(
     let of_weight: [usize; 2] = weight.shape().dims();
     let columns = if order == Order::Transposed { of_weight[0] } else { of_weight[1] };
     let sizes = [rows, columns, depth];
+    let as_stored = weight.clone();
     let (x, weight, bias) = (contiguous(x), contiguous(weight), bias.map(widened));
     let (bias, shape) = (bias.as_deref(), Shape::new([rows, columns]));
     match (path, x.dtype()) {
         #[cfg(target_arch = "x86_64")]
         (Path::Single, _) => {
-            tensor(by_vectors::product(slice(&x), slice(&weight), bias, order, sizes), shape)
+            let panels = by_vectors::panels(cache, &as_stored, slice(&weight), order, sizes);
+            tensor(by_vectors::product(slice(&x), slice(&weight), bias, order, sizes, panels), shape)
         }
         #[cfg(target_arch = "x86_64")]
-        (Path::Bf16, _) => half_tensor(
-            by_vectors::product::<bf16>(elements(&x), elements(&weight), bias, order, sizes),
-            shape,
-        ),
+        (Path::Bf16, _) => {
+            let panels = by_vectors::panels::<bf16>(cache, &as_stored, elements(&weight), order, sizes);
+            let y = by_vectors::product(elements(&x), elements(&weight), bias, order, sizes, panels);
+            half_tensor::<bf16>(y, shape)
+        }
         (_, DType::F16) => {
             half_tensor(panels::product::<f16>(elements(&x), elements(&weight), bias, order, sizes), shape)
         }
@@ -69,14 +78,18 @@ pub(super) fn product(
 #[cfg(target_arch = "x86_64")]
 mod by_vectors {
     use std::ops::Range;
+    use std::sync::Arc;
 
     use burn::tensor::bf16;
+    use burn_flex::FlexTensor;
 
     use super::super::Target;
-    use super::super::product::{Bias, Number, Rows, Sink, multiply, round, write};
-    use super::super::weights::{Plain, Transposed};
+    use super::super::product::{Bias, Number, Rows, Sink, multiply, round, row_blocks, write};
+    use super::super::weights::{Panels, Plain, Transposed};
     use super::Order;
+    use crate::WeightCache;
     use crate::flex::elementwise::filled;
+    use crate::flex::kept::kept;
 
     /// The result `[rows, columns]`, with the biases of its columns.
     pub(super) struct Lines<'a, T> {
@@ -107,12 +120,30 @@ mod by_vectors {
         }
     }
 
+    /// The panels of a weight that its cache has, or has room for.
+    pub(super) fn panels<T: Number>(
+        cache: &WeightCache,
+        weight: &FlexTensor,
+        data: &[T],
+        order: Order,
+        [rows, columns, depth]: [usize; 3],
+    ) -> Option<Arc<Panels>> {
+        if order == Order::Plain {
+            return None; // its lines lie as those of a panel do: there is little to save
+        }
+        let bytes = Panels::bytes::<T>(columns, depth);
+        kept(cache, weight, bytes, row_blocks(rows, columns), || {
+            Panels::new(Transposed { data, columns, depth, panels: None })
+        })
+    }
+
     pub(super) fn product<T: Number>(
         x: &[T],
         weight: &[T],
         bias: Option<&[f32]>,
         order: Order,
         [rows, columns, depth]: [usize; 3],
+        panels: Option<Arc<Panels>>,
     ) -> Vec<T>
     where
         for<'a> Lines<'a, T>: Sink,
@@ -124,7 +155,10 @@ mod by_vectors {
                 let sink = Lines { target, columns, bias };
                 let rows = Rows { data: x, count: rows, depth };
                 match order {
-                    Order::Transposed => multiply(rows, &Transposed { data: weight, columns, depth }, &sink),
+                    Order::Transposed => {
+                        let panels = panels.as_deref();
+                        multiply(rows, &Transposed { data: weight, columns, depth, panels }, &sink)
+                    }
                     Order::Plain => multiply(rows, &Plain { data: weight, columns }, &sink),
                 }
             })

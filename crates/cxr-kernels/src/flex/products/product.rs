@@ -21,7 +21,7 @@ pub(super) const VECTORS: usize = 4;
 pub(super) const WIDTH: usize = LANES * VECTORS;
 /// Words of a panel's depth: 64 KiB with its 64 columns, read again from the second-level cache for every few rows, which
 /// is cheaper than putting sums aside more often (half of it was 3 % slower for bf16). Pairs never cross its end.
-const WORDS: usize = 256;
+pub(super) const WORDS: usize = 256;
 /// Rows of a tile: with four vectors of columns, 24 of the 32 registers hold sums.
 const ROWS: usize = 6;
 
@@ -88,10 +88,16 @@ pub(super) struct Rows<'a, T> {
 /// The columns of a product, which come in panels.
 ///
 /// # Safety
-/// `pack` must write all of the panel.
+/// `pack` must write all of the panel, and `packed` return one as `pack` writes it.
 pub(super) unsafe trait Columns<T>: Sync {
     /// How many there are.
     fn count(&self) -> usize;
+
+    /// The panel that [`pack`](Self::pack) would write, if there is one already.
+    fn packed(&self, columns: &Range<usize>, depth: &Range<usize>) -> Option<*const __m512i> {
+        let _ = (columns, depth);
+        None
+    }
 
     /// Writes lines `depth` of `columns` into `panel`: for each line, or pair of lines, the words of all columns, which
     /// are rounded up to whole vectors. The last of an odd number of lines is paired with zeros. What columns that are
@@ -128,6 +134,11 @@ pub(super) fn multiply<T: Number>(rows: Rows<'_, T>, columns: &impl Columns<T>, 
     });
 }
 
+/// In how many blocks of rows [`multiply`] goes over the columns.
+pub(super) fn row_blocks(rows: usize, columns: usize) -> usize {
+    rows.div_ceil(blocks(rows, columns, ROWS, WIDTH)[0])
+}
+
 /// What one thread works in.
 #[derive(Default)]
 struct Buffers {
@@ -138,7 +149,7 @@ struct Buffers {
 /// A vector's worth of a panel.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
-struct Line(#[expect(dead_code, reason = "written and read as a vector")] [u32; LANES]);
+pub(super) struct Line(#[expect(dead_code, reason = "written and read as a vector")] [u32; LANES]);
 
 /// One block of the product.
 ///
@@ -165,8 +176,11 @@ unsafe fn block<T: Number>(
         for first in of_columns.clone().step_by(WIDTH) {
             let group = first..(first + WIDTH).min(of_columns.end);
             let vectors = group.len().div_ceil(LANES);
-            // SAFETY: the panel's buffer has room for `WORDS` words of `WIDTH` columns.
-            unsafe { columns.pack(group, depth.clone(), panel) };
+            let panel = columns.packed(&group, &depth).unwrap_or_else(|| {
+                // SAFETY: the panel's buffer has room for `WORDS` words of `WIDTH` columns.
+                unsafe { columns.pack(group, depth.clone(), panel) };
+                panel
+            });
             for row in of_rows.clone().step_by(ROWS) {
                 let tile = Tile {
                     // SAFETY: the row has elements from `start` on.

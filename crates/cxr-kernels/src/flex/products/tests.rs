@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use super::super::half::{narrow, widened};
 use super::linear::{Order, product};
 use super::{Path, conv};
+use crate::WeightCache;
 
 const DTYPES: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
 
@@ -65,7 +66,14 @@ fn check_product(sizes: [usize; 3], order: Order, with_bias: bool, dtype: DType,
     let [x64, weight64] = [&x, &weight].map(|tensor| widened(tensor.clone()));
     let bias64 = bias.clone().map(widened);
     for path in paths(dtype) {
-        let y = product(path, x.clone(), weight.clone(), bias.clone(), order);
+        let cache = WeightCache::new();
+        let again = || product(path, x.clone(), weight.clone(), bias.clone(), order, &cache);
+        let y = again();
+        // the second time a weight may be packed, the third time it is found
+        let bits = widened(y.clone());
+        assert_eq!([again(), again()].map(widened), [bits.clone(), bits]);
+        let packs = path != Path::Panels && order == Order::Transposed;
+        assert_eq!(cache.is_filled(), packs);
         assert_eq!((y.shape(), y.dtype()), (Shape::new([rows, columns]), dtype));
         assert_sums(&format!("{path:?} {sizes:?} {order:?} {dtype:?}"), y, |i| {
             let (row, column) = (i / columns, i % columns);
@@ -183,9 +191,11 @@ fn a_row_has_the_same_bits_alone_in_a_batch_and_with_any_number_of_threads() {
             let weight =
                 numbers(if order == Order::Transposed { &[450, 700] } else { &[700, 450] }, 2, dtype);
             for path in paths(dtype) {
+                // packed with some number of threads, used with others
+                let cache = WeightCache::new();
                 let of = |count: usize, threads: usize| {
                     let x = first_rows(&x, count);
-                    in_threads(threads, || widened(product(path, x, weight.clone(), None, order)))
+                    in_threads(threads, || widened(product(path, x, weight.clone(), None, order, &cache)))
                 };
                 let all = of(333, 2);
                 assert_eq!(all, of(333, 1));
@@ -229,7 +239,7 @@ fn what_is_not_finite_stays_so_and_reaches_no_other_row_or_column() {
                 narrow(FlexTensor::from_data(TensorData::new(values, shape)), dtype)
             };
             let (x, weight) = (tensor(x, [rows, depth]), tensor(weight, [columns, depth]));
-            let y = widened(product(path, x, weight, None, Order::Transposed));
+            let y = widened(product(path, x, weight, None, Order::Transposed, &WeightCache::new()));
             for (i, y) in y.iter().enumerate() {
                 let lost = [4, 7].contains(&(i / columns)) || i % columns == 33;
                 assert_eq!(

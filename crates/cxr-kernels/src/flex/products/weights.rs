@@ -3,19 +3,70 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::product::{Columns, LANES, Number, first_lanes};
+use rayon::prelude::*;
+
+use super::super::elementwise::filled;
+use super::product::{Columns, LANES, Line, Number, WIDTH, WORDS, first_lanes};
 
 /// A matrix `[columns, depth]`: a column's elements lie side by side.
+#[derive(Clone, Copy)]
 pub(super) struct Transposed<'a, T> {
     pub(super) data: &'a [T],
     pub(super) columns: usize,
     pub(super) depth: usize,
+    /// Its panels, where they are kept.
+    pub(super) panels: Option<&'a Panels>,
 }
 
-// SAFETY: `pack` writes every line of every vector of the panel.
+/// All panels of a [`Transposed`] matrix, one group of columns after another, each from the top down.
+pub(super) struct Panels {
+    lines: Vec<Line>,
+    /// Of the depth.
+    words: usize,
+}
+
+impl Panels {
+    /// Needs [`Number::is_available`].
+    pub(super) fn new<T: Number>(weights: Transposed<'_, T>) -> Self {
+        assert!(T::is_available(), "panels for AVX-512 on a processor without it");
+        let (columns, depth) = (weights.columns, weights.depth);
+        let words = depth.div_ceil(T::PER_WORD);
+        let of_group = (words * WIDTH / LANES).max(1);
+        // SAFETY: the groups cover all columns, and each panel is written whole.
+        let lines = unsafe {
+            filled(columns.div_ceil(LANES) * words, |lines| {
+                lines.par_chunks_mut(of_group).enumerate().for_each(|(group, lines)| {
+                    let group = group * WIDTH..((group + 1) * WIDTH).min(columns);
+                    let vectors = group.len().div_ceil(LANES);
+                    for (lines, word) in lines.chunks_mut(WORDS * vectors).zip((0..words).step_by(WORDS)) {
+                        let start = word * T::PER_WORD;
+                        let end = (start + WORDS * T::PER_WORD).min(depth);
+                        weights.pack(group.clone(), start..end, lines.as_mut_ptr().cast());
+                    }
+                });
+            })
+        };
+        Self { lines, words }
+    }
+
+    /// What the panels of such a matrix take.
+    pub(super) fn bytes<T: Number>(columns: usize, depth: usize) -> usize {
+        columns.div_ceil(LANES) * depth.div_ceil(T::PER_WORD) * size_of::<Line>()
+    }
+}
+
+// SAFETY: `pack` writes every line of every vector of the panel, and the panels that are kept have been written by it.
 unsafe impl<T: Number> Columns<T> for Transposed<'_, T> {
     fn count(&self) -> usize {
         self.columns
+    }
+
+    fn packed(&self, columns: &Range<usize>, depth: &Range<usize>) -> Option<*const __m512i> {
+        let panels = self.panels?;
+        debug_assert!(columns.start.is_multiple_of(WIDTH) && depth.start.is_multiple_of(WORDS * T::PER_WORD));
+        let before = columns.start / LANES * panels.words;
+        let above = depth.start / T::PER_WORD * columns.len().div_ceil(LANES);
+        Some(panels.lines[before + above..].as_ptr().cast())
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512vl")]

@@ -2,9 +2,8 @@
 //! channels, where the definition has 144.
 //!
 //! Tiles of the input are transformed for all channels; for a block of output channels at a time, the weights are
-//! transformed, multiplied position by position ([`product`]), and the sums transformed back. Weights are transformed
-//! anew in every call: by blocks that stay in the cache this takes a small part of the products' time, where a packed
-//! copy, four times the weights, would have to be read from memory.
+//! transformed, multiplied position by position ([`product`]), and the sums transformed back. A transformed copy is four
+//! times the weights: what the cache beside a weight has no room for is transformed anew in every call, a block at a time.
 //!
 //! The norm of the error is below 4e-6 of the result's, at any number of channels: the transforms take differences of
 //! numbers that they have multiplied, and lose two or three bits. Sums over many channels would add to that, so they are
@@ -17,6 +16,8 @@ mod tests;
 mod transform;
 mod weights;
 
+use std::sync::Arc;
+
 use burn::tensor::{Shape, TensorMetadata};
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
@@ -24,18 +25,20 @@ use rayon::prelude::*;
 use self::inputs::Tiles;
 use self::product::{LANES, PANEL};
 use self::transform::{Lanes, OUTPUTS, Outputs, POSITIONS, TAPS};
-use self::weights::{BLOCK, DEPTH, Kernels, STEP};
+use self::weights::{BLOCK, DEPTH, Kernels, STEP, Transformed};
 use super::elementwise::{contiguous, slice, tensor};
 use super::fast_math::{Kernel, Vectors};
 use super::gemm::Shared;
+use super::kept::kept;
 use super::layout::{TILE, transpose_tile};
+use crate::WeightCache;
 
 /// Tiles that one task multiplies: the weights' transform is used for all of them.
 const TASK_TILES: usize = 64;
 /// Elements of the transformed input at most: 24 MiB, for the last-level cache. One strip of tiles is always taken.
 const INPUT_ELEMENTS: usize = 6 * 1024 * 1024;
-/// Elements of transformed weights that are worth keeping for all tiles of one call: 16 MiB.
-const KEPT_ELEMENTS: usize = 4 * 1024 * 1024;
+/// Transformed weights that are worth keeping for all tiles of one call.
+const KEPT_BYTES: usize = 16 << 20;
 /// Fewest channels on each side, and pixels along each side of the output: below, tiles are too few or too empty.
 const FEWEST_CHANNELS: usize = 32;
 const FEWEST_PIXELS: usize = 8;
@@ -55,6 +58,16 @@ impl Plan {
     fn new(batch: usize, input: [usize; 3], output: [usize; 3], padding: usize) -> Self {
         let tiles = [output[1], output[2]].map(|size| size.div_ceil(OUTPUTS));
         Self { batch, input, output, padding, tiles }
+    }
+
+    /// Whether transformed weights are kept until the end of a call.
+    fn keeps_transformed(&self, kernels: &Kernels<'_>) -> bool {
+        self.strips() * self.tiles[1] > TASK_TILES && Transformed::bytes(kernels) <= KEPT_BYTES
+    }
+
+    /// How often a call transforms each weight that it does not find transformed.
+    fn transforms(&self, kernels: &Kernels<'_>) -> usize {
+        if self.keeps_transformed(kernels) { 1 } else { (self.strips() * self.tiles[1]).div_ceil(TASK_TILES) }
     }
 
     /// Rows of tiles in all images.
@@ -77,14 +90,19 @@ pub(super) fn forward(
     weight: FlexTensor,
     bias: Option<FlexTensor>,
     padding: usize,
+    cache: &WeightCache,
 ) -> FlexTensor {
+    let as_stored = weight.clone();
     let (x, weight, bias) = (contiguous(x), contiguous(weight), bias.map(contiguous));
     let [batch, c, h, w] = x.shape().dims();
     let out = weight.shape()[0];
     let output = [out, h + 2 * padding - 2, w + 2 * padding - 2];
     let kernels = Kernels { data: slice(&weight), outputs: out, inputs: c, rotated: false };
     let plan = Plan::new(batch, [c, h, w], output, padding);
-    let y = convolve(plan, Vectors::widest(), slice(&x), kernels, bias.as_ref().map(slice));
+    let vectors = Vectors::widest();
+    let (bytes, uses) = (Transformed::bytes(&kernels), plan.transforms(&kernels));
+    let transformed = kept(cache, &as_stored, bytes, uses, || Transformed::new(vectors, kernels));
+    let y = convolve(plan, vectors, slice(&x), kernels, bias.as_ref().map(slice), transformed);
     tensor(y, Shape::new([batch, output[0], output[1], output[2]]))
 }
 
@@ -100,38 +118,46 @@ pub(super) fn x_backward(
     let [_, out, grad_h, grad_w] = grad.shape().dims();
     let kernels = Kernels { data: slice(&weight), outputs: c, inputs: out, rotated: true };
     let plan = Plan::new(batch, [out, grad_h, grad_w], [c, h, w], 2 - padding);
-    tensor(convolve(plan, Vectors::widest(), slice(&grad), kernels, None), x_shape.clone())
+    tensor(convolve(plan, Vectors::widest(), slice(&grad), kernels, None, None), x_shape.clone())
 }
 
-fn convolve(plan: Plan, vectors: Vectors, x: &[f32], kernels: Kernels<'_>, bias: Option<&[f32]>) -> Vec<f32> {
+fn convolve(
+    plan: Plan,
+    vectors: Vectors,
+    x: &[f32],
+    kernels: Kernels<'_>,
+    bias: Option<&[f32]>,
+    transformed: Option<Arc<Transformed>>,
+) -> Vec<f32> {
     assert!(vectors.are_here(), "{vectors:?} on a processor without them");
     let length = plan.batch * plan.output.iter().product::<usize>();
     let mut out = Vec::with_capacity(length);
     let target = Shared::spare(&mut out);
     let per_strip = plan.tiles[1].next_multiple_of(PANEL) * POSITIONS * plan.input[0];
     let strips = (INPUT_ELEMENTS / per_strip.max(1)).clamp(1, plan.strips().max(1));
-    let blocks = [kernels.lane_blocks(), kernels.depth_blocks()];
-    let many = plan.strips() * plan.tiles[1] > TASK_TILES;
-    let kept = (many && blocks[0] * blocks[1] * BLOCK <= KEPT_ELEMENTS).then(|| {
-        let mut kept = vec![0.0_f32; blocks[0] * blocks[1] * BLOCK];
-        kept.par_chunks_mut(BLOCK).enumerate().for_each_init(Vec::new, |gathered, (i, to)| {
-            // SAFETY: the vectors are here.
-            unsafe { kernels.block(vectors, [i / blocks[1], i % blocks[1]], gathered, to) };
-        });
-        kept
-    });
+    let for_this_call =
+        || plan.keeps_transformed(&kernels).then(|| Transformed::new(vectors, kernels).into());
+    let transformed = transformed.or_else(for_this_call);
     let mut memory = Vec::new();
     for first in (0..plan.strips()).step_by(strips) {
         let tiles = Tiles::new(&plan, vectors, x, first..(first + strips).min(plan.strips()), &mut memory);
         let tasks: Vec<_> = (0..tiles.count)
             .step_by(TASK_TILES)
-            .flat_map(|tile| (0..blocks[0]).map(move |block| (tile, block)))
+            .flat_map(|tile| (0..kernels.lane_blocks()).map(move |block| (tile, block)))
             .collect();
         tasks.into_par_iter().for_each_init(Scratch::default, |scratch, (tile, lane_block)| {
             let count = TASK_TILES.min(tiles.count - tile);
             // SAFETY: the vectors are here, and these tiles of these channels of `out` are this task's.
             unsafe {
-                scratch.multiply(vectors, &tiles, tile / PANEL, count, kernels, lane_block, kept.as_deref());
+                scratch.multiply(
+                    vectors,
+                    &tiles,
+                    tile / PANEL,
+                    count,
+                    kernels,
+                    lane_block,
+                    transformed.as_deref(),
+                );
                 scratch.finish(&plan, vectors, tiles.first + tile, count, lane_block, bias, target);
             }
         });
@@ -168,16 +194,16 @@ impl Scratch {
         count: usize,
         kernels: Kernels<'_>,
         lane_block: usize,
-        kept: Option<&[f32]>,
+        transformed: Option<&Transformed>,
     ) {
         self.sums.resize(POSITIONS * SUMS, 0.0);
         let depth_blocks = kernels.depth_blocks();
         for depth_block in 0..depth_blocks {
-            let weights = match kept {
-                Some(kept) => &kept[(lane_block * depth_blocks + depth_block) * BLOCK..][..BLOCK],
+            let place = [lane_block, depth_block];
+            let weights = match transformed {
+                Some(transformed) => transformed.block(&kernels, place),
                 None => {
                     self.weights.resize(BLOCK, 0.0);
-                    let place = [lane_block, depth_block];
                     // SAFETY: the caller's.
                     unsafe { kernels.block(vectors, place, &mut self.gathered, &mut self.weights) };
                     &self.weights

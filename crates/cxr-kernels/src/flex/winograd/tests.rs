@@ -4,7 +4,7 @@ use burn::tensor::Shape;
 use proptest::prelude::*;
 
 use super::super::fast_math::Vectors;
-use super::{Kernels, Plan, applies, convolve};
+use super::{Kernels, Plan, Transformed, applies, convolve};
 
 fn numbers(count: usize, seed: u64) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x2545_f491_4f6c_dd1d;
@@ -66,8 +66,15 @@ fn check([batch, c, h, w]: [usize; 4], out: usize, padding: usize, rotated: bool
     let kernels = Kernels { data: &data, outputs: out, inputs: c, rotated };
     for vectors in [Vectors::Avx512, Vectors::Avx2, Vectors::Portable] {
         if vectors.are_here() {
-            let error = error(&convolve(plan, vectors, &x, kernels, Some(&bias)), &expected);
+            let y = convolve(plan, vectors, &x, kernels, Some(&bias), None);
+            let error = error(&y, &expected);
             assert!(error < 4e-6, "{vectors:?}: {error:e}");
+            let transformed = Some(Transformed::new(vectors, kernels).into());
+            assert_eq!(
+                convolve(plan, vectors, &x, kernels, Some(&bias), transformed),
+                y,
+                "{vectors:?}: bits"
+            );
         }
     }
 }

@@ -1,5 +1,7 @@
 //! The weights of a convolution, gathered by output channel and transformed, a block at a time.
 
+use rayon::prelude::*;
+
 use super::super::fast_math::{Kernel, Vectors};
 use super::super::layout::{TILE, transpose_tile};
 use super::product::LANES;
@@ -36,6 +38,11 @@ impl Kernels<'_> {
         self.outputs.div_ceil(LANES)
     }
 
+    /// Blocks in all.
+    fn blocks(&self) -> usize {
+        self.lane_blocks() * self.depth_blocks()
+    }
+
     /// Input channels of block `depth_block`.
     pub(super) fn depth(&self, depth_block: usize) -> usize {
         DEPTH.min(self.inputs - depth_block * DEPTH)
@@ -65,6 +72,33 @@ impl Kernels<'_> {
                 vectors.run(Weights { from: group, to, step: STEP });
             }
         }
+    }
+}
+
+/// All blocks of a layer's transformed weights.
+pub(super) struct Transformed(Vec<f32>);
+
+impl Transformed {
+    /// # Panics
+    /// If the processor has no such vectors.
+    pub(super) fn new(vectors: Vectors, kernels: Kernels<'_>) -> Self {
+        assert!(vectors.are_here(), "{vectors:?} on a processor without them");
+        let mut blocks = vec![0.0_f32; kernels.blocks() * BLOCK];
+        blocks.par_chunks_mut(BLOCK).enumerate().for_each_init(Vec::new, |gathered, (i, to)| {
+            let place = [i / kernels.depth_blocks(), i % kernels.depth_blocks()];
+            // SAFETY: the vectors are here.
+            unsafe { kernels.block(vectors, place, gathered, to) };
+        });
+        Self(blocks)
+    }
+
+    /// What they take.
+    pub(super) fn bytes(kernels: &Kernels<'_>) -> usize {
+        kernels.blocks() * BLOCK * size_of::<f32>()
+    }
+
+    pub(super) fn block(&self, kernels: &Kernels<'_>, [lane_block, depth_block]: [usize; 2]) -> &[f32] {
+        &self.0[(lane_block * kernels.depth_blocks() + depth_block) * BLOCK..][..BLOCK]
     }
 }
 
