@@ -1,4 +1,5 @@
-//! Attention head by head: the scores of a few queries at a time, in the cache, and never all of them.
+//! Attention head by head: the scores of a few queries at a time, in the cache, and never all of them; forward where
+//! [`products`](super::products) has no instructions for it, and backward.
 
 use burn::tensor::{Shape, TensorMetadata};
 use burn_flex::FlexTensor;
@@ -53,16 +54,18 @@ impl Geometry {
             product([count, self.keys, self.width], lhs, rhs, weights.as_mut_ptr(), self.keys, false);
         }
         let seen = |i: usize| if self.causal { (start + i + 1).min(self.keys) } else { self.keys };
-        dispatch(Softmax { weights, keys: self.keys, scale: self.scale(), seen });
+        dispatch(Softmax { weights, keys: self.keys, step: self.keys, scale: self.scale(), seen });
     }
 }
 
 /// `softmax(scale * row)` of every row, in place; keys after the first `seen` of a row get zero.
-struct Softmax<'a, S> {
-    weights: &'a mut [f32],
-    keys: usize,
-    scale: f32,
-    seen: S,
+pub(super) struct Softmax<'a, S> {
+    pub(super) weights: &'a mut [f32],
+    pub(super) keys: usize,
+    /// From one row to the next.
+    pub(super) step: usize,
+    pub(super) scale: f32,
+    pub(super) seen: S,
 }
 
 impl<S: Fn(usize) -> usize> Kernel for Softmax<'_, S> {
@@ -70,8 +73,8 @@ impl<S: Fn(usize) -> usize> Kernel for Softmax<'_, S> {
 
     #[inline(always)]
     fn run<const FMA: bool>(self) {
-        for (i, row) in self.weights.chunks_exact_mut(self.keys).enumerate() {
-            let (seen, hidden) = row.split_at_mut((self.seen)(i));
+        for (i, row) in self.weights.chunks_exact_mut(self.step).enumerate() {
+            let (seen, hidden) = row[..self.keys].split_at_mut((self.seen)(i));
             let maximum = lanes(seen, f32::NEG_INFINITY, |m, x| if x > m { x } else { m });
             let maximum = maximum.into_iter().fold(f32::NEG_INFINITY, f32::max);
             for x in &mut *seen {
@@ -140,25 +143,30 @@ fn lanes(row: &[f32], start: f32, f: impl Fn(f32, f32) -> f32) -> [f32; LANES] {
 }
 
 /// A tensor `[b, heads, rows, d]` read as it lies, which after a split into heads is `[b, rows, heads, d]`.
-struct Heads {
-    tensor: FlexTensor,
+pub(super) struct Heads {
+    pub(super) tensor: FlexTensor,
     strides: [usize; 3],
 }
 
 impl Heads {
     /// Copies only what a row-wise reader cannot take: rows whose elements are apart, or that run backwards.
-    fn new(tensor: FlexTensor) -> Self {
+    pub(super) fn new(tensor: FlexTensor) -> Self {
         let readable = tensor.layout().has_positive_strides() && tensor.layout().strides()[3] == 1;
         let tensor = if readable { tensor } else { contiguous(tensor) };
         let strides = std::array::from_fn(|dim| tensor.layout().strides()[dim].unsigned_abs());
         Self { tensor, strides }
     }
 
-    /// The rows of one head.
-    fn rows(&self, (batch, head): (usize, usize)) -> Rows<'_> {
+    /// Where in the tensor's buffer the rows of one head begin, and the step from one to the next.
+    pub(super) fn place(&self, (batch, head): (usize, usize)) -> (usize, usize) {
         let [of_batch, of_head, of_row] = self.strides;
-        let start = self.tensor.layout().start_offset() + batch * of_batch + head * of_head;
-        Rows { data: &self.tensor.storage::<f32>()[start..], step: of_row }
+        (self.tensor.layout().start_offset() + batch * of_batch + head * of_head, of_row)
+    }
+
+    /// The rows of one head.
+    fn rows(&self, head: (usize, usize)) -> Rows<'_> {
+        let (start, step) = self.place(head);
+        Rows { data: &self.tensor.storage::<f32>()[start..], step }
     }
 }
 

@@ -284,6 +284,9 @@ impl DiffusionBackend for Flex {
     }
 
     fn kernel_attention(q: FlexTensor, k: FlexTensor, v: FlexTensor, causal: bool) -> FlexTensor {
+        if let Some(y) = products::attention(&q, &k, &v, causal) {
+            return y;
+        }
         one(by_dtype(
             [q, k, v],
             |[q, k, v]| [attention::forward(q, k, v, causal)],

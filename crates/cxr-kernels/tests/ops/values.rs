@@ -249,10 +249,7 @@ fn half_precision_is_f32_rounded_once() {
         in_f32(ops::group_norm_silu(x, ones(30, dtype), ones(30, dtype), 6, 1e-5), dtype)
     });
     // split into heads, which lie side by side
-    check("attention", &tokens, |x, dtype| {
-        let x = x.reshape([3, 170, 7, 10]).swap_dims(1, 2);
-        in_f32(ops::attention(x.clone(), x.clone(), x, Default::default()), dtype)
-    });
+    // attention rounds its weights too where bf16 is multiplied as it is: the tests of `flex/products` have its error
 }
 
 #[test]

@@ -118,7 +118,8 @@ mod by_vectors {
         for<'a> Planes<'a, T>: Sink,
     {
         let [channels, height, width] = geometry.output;
-        let rows = Rows { data: weight, count: channels, depth: geometry.depth() };
+        let depth = geometry.depth();
+        let rows = Rows { data: weight, count: channels, depth, step: depth };
         let columns = Unfolded::new(geometry, x);
         // SAFETY: the product's rows and columns are all that `out` has, and each is stored.
         unsafe {

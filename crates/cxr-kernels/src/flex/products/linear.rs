@@ -76,7 +76,7 @@ pub(super) fn product(
 
 /// On AVX-512.
 #[cfg(target_arch = "x86_64")]
-mod by_vectors {
+pub(super) mod by_vectors {
     use std::ops::Range;
     use std::sync::Arc;
 
@@ -92,10 +92,10 @@ mod by_vectors {
     use crate::flex::kept::kept;
 
     /// The result `[rows, columns]`, with the biases of its columns.
-    pub(super) struct Lines<'a, T> {
-        target: Target<T>,
-        columns: usize,
-        bias: Option<&'a [f32]>,
+    pub(in super::super) struct Lines<'a, T> {
+        pub(in super::super) target: Target<T>,
+        pub(in super::super) columns: usize,
+        pub(in super::super) bias: Option<&'a [f32]>,
     }
 
     impl<T> Lines<'_, T> {
@@ -133,7 +133,7 @@ mod by_vectors {
         }
         let bytes = Panels::bytes::<T>(columns, depth);
         kept(cache, weight, bytes, row_blocks(rows, columns), || {
-            Panels::new(Transposed { data, columns, depth, panels: None })
+            Panels::new(&Transposed { data, columns, step: depth, panels: None }, depth)
         })
     }
 
@@ -153,13 +153,13 @@ mod by_vectors {
             filled(rows * columns, |out| {
                 let target = Target::new(out);
                 let sink = Lines { target, columns, bias };
-                let rows = Rows { data: x, count: rows, depth };
+                let rows = Rows { data: x, count: rows, depth, step: depth };
                 match order {
                     Order::Transposed => {
                         let panels = panels.as_deref();
-                        multiply(rows, &Transposed { data: weight, columns, depth, panels }, &sink)
+                        multiply(rows, &Transposed { data: weight, columns, step: depth, panels }, &sink)
                     }
-                    Order::Plain => multiply(rows, &Plain { data: weight, columns }, &sink),
+                    Order::Plain => multiply(rows, &Plain { data: weight, columns, step: columns }, &sink),
                 }
             })
         }

@@ -8,12 +8,13 @@
 //! | other half precision | [`panels`]: blocks of both operands become f32 in a buffer that stays in the cache |
 //! | other f32, f64 | burn's product |
 //!
-//! Linear layers have all of them, convolutions the first two: elsewhere in half precision they work in f32 on operands
-//! that are converted whole.
+//! Linear layers have all of them, convolutions and attention the first two: elsewhere in half precision they work in f32 on
+//! operands that are converted whole.
 //!
 //! Every sum goes along the depth from its first element to its last, whatever the blocks and however many threads and
 //! rows there are: a row of a batch has the bits that it has alone.
 
+mod attention;
 mod conv;
 mod linear;
 mod panels;
@@ -24,6 +25,7 @@ mod unfolded;
 #[cfg(target_arch = "x86_64")]
 mod weights;
 
+pub(super) use attention::attention;
 pub(super) use conv::conv2d;
 pub(super) use linear::{linear, linear_x_backward};
 

@@ -77,12 +77,13 @@ fn has_avx512() -> bool {
         && is_x86_feature_detected!("avx512vl")
 }
 
-/// The rows of a product: `[rows, depth]`, one after another.
+/// The rows of a product: `[rows, depth]`, each beginning `step` after the one before.
 #[derive(Clone, Copy)]
 pub(super) struct Rows<'a, T> {
     pub(super) data: &'a [T],
     pub(super) count: usize,
     pub(super) depth: usize,
+    pub(super) step: usize,
 }
 
 /// The columns of a product, which come in panels.
@@ -141,8 +142,9 @@ pub(super) fn row_blocks(rows: usize, columns: usize) -> usize {
 
 /// What one thread works in.
 #[derive(Default)]
-struct Buffers {
-    sums: Vec<f32>,
+pub(super) struct Buffers {
+    /// Of the rows of the last [`block`], each rounded up to whole vectors.
+    pub(super) sums: Vec<f32>,
     panel: Vec<Line>,
 }
 
@@ -151,12 +153,12 @@ struct Buffers {
 #[repr(align(64))]
 pub(super) struct Line(#[expect(dead_code, reason = "written and read as a vector")] [u32; LANES]);
 
-/// One block of the product.
+/// One block of the product, on this thread.
 ///
 /// # Safety
 /// The processor must have what it takes; the ranges must lie in the product.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-unsafe fn block<T: Number>(
+pub(super) unsafe fn block<T: Number>(
     rows: Rows<'_, T>,
     columns: &impl Columns<T>,
     sink: &impl Sink,
@@ -184,8 +186,8 @@ unsafe fn block<T: Number>(
             for row in of_rows.clone().step_by(ROWS) {
                 let tile = Tile {
                     // SAFETY: the row has elements from `start` on.
-                    rows: unsafe { rows.data.as_ptr().add(row * rows.depth + start) },
-                    row_step: rows.depth,
+                    rows: unsafe { rows.data.as_ptr().add(row * rows.step + start) },
+                    row_step: rows.step,
                     depth: depth.len(),
                     panel,
                     // SAFETY: the place lies in the sums.

@@ -4,9 +4,10 @@ use burn::tensor::{DType, Shape, TensorData, TensorMetadata};
 use burn_flex::FlexTensor;
 use proptest::prelude::*;
 
+use super::super::attention::forward;
 use super::super::half::{narrow, widened};
 use super::linear::{Order, product};
-use super::{Path, conv};
+use super::{Path, attention, conv};
 use crate::WeightCache;
 
 const DTYPES: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
@@ -222,6 +223,106 @@ fn an_image_has_the_same_bits_alone_and_in_a_batch() {
         let one = narrow(FlexTensor::from_data(TensorData::new(one, [1, 70, side, side])), dtype);
         let one = conv::conv2d(&one, &weight, None, 1, 1).map(widened).expect("as before");
         assert_eq!(one, widened(all)[..one.len()], "side {side} {dtype:?}");
+    }
+}
+
+/// Attention of one head in f64.
+fn reference(q: &[f32], k: &[f32], v: &[f32], width: usize, causal: bool) -> Vec<Vec<(f64, f64)>> {
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+    let rows = q.chunks_exact(width).enumerate().flat_map(|(i, q)| {
+        let seen = if causal { i + 1 } else { usize::MAX };
+        let scores: Vec<f64> =
+            k.chunks_exact(width).take(seen).map(|k| dot(q, k) / (width as f64).sqrt()).collect();
+        let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let all: f64 = scores.iter().map(|score| (score - most).exp()).sum();
+        let weights: Vec<f64> = scores.into_iter().map(|score| (score - most).exp() / all).collect();
+        (0..width).map(move |d| {
+            let terms = weights.iter().zip(v.chunks_exact(width)).map(|(w, v)| (*w, f64::from(v[d])));
+            terms.collect()
+        })
+    });
+    rows.collect()
+}
+
+/// Asserts that attention gives what f64 gives, within what rounding weights and result once allows.
+fn check_attention([b, heads, n, m, d]: [usize; 5], causal: bool, dtype: DType, seed: u64) {
+    // as a split into heads leaves them
+    let split = |rows: usize, seed| numbers(&[b, rows, heads, d], seed, dtype).transpose(1, 2);
+    let (q, k, v) = (split(n, seed), split(m, seed + 1), split(m, seed + 2));
+    let own = attention(&q, &k, &v, causal);
+    if own.is_none() {
+        eprintln!("skipped: AVX-512 for {dtype:?}, which this processor does not have");
+    }
+    // that of all processors, which has no bf16
+    let portable = (dtype == DType::F32).then(|| forward(q.clone(), k.clone(), v.clone(), causal));
+    let unit = if dtype == DType::BF16 { 2_f64.powi(-8) } else { 2_f64.powi(-24) };
+    let [q, k, v] = [q, k, v].map(widened);
+    let found: Vec<_> = own.into_iter().chain(portable).collect();
+    for y in &found {
+        assert_eq!((y.shape(), y.dtype()), (Shape::new([b, heads, n, d]), dtype));
+    }
+    let found: Vec<_> = found.into_iter().map(widened).collect();
+    let of = |x: &[f32], head: usize, rows: usize| x[head * rows * d..][..rows * d].to_vec();
+    for head in 0..b * heads {
+        let expected = reference(&of(&q, head, n), &of(&k, head, m), &of(&v, head, m), d, causal);
+        for (i, terms) in expected.into_iter().enumerate() {
+            let expected: f64 = terms.iter().map(|(w, v)| w * v).sum();
+            let size: f64 = terms.iter().map(|(w, v)| (w * v).abs()).sum();
+            // scores of at most 4 d / sqrt(d), sums of at most m terms, in f32
+            let of_f32 = size * 2_f64.powi(-23) * (4.0 * (d as f64).powf(1.5) + m as f64 + 8.0);
+            let bound = unit * (size + expected.abs()) * 1.01 + of_f32;
+            for y in &found {
+                let found = y[head * n * d + i];
+                let error = (f64::from(found) - expected).abs();
+                assert!(
+                    error <= bound,
+                    "{dtype:?} [{b}, {heads}, {n}, {m}, {d}], head {head}, {i}: {found}, {expected}"
+                );
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, ..Default::default() })]
+
+    #[test]
+    fn attention_of_odd_sizes_is_that_of_f64(
+        sizes in (1_usize..3, 1_usize..4, 1_usize..50, 1_usize..150, 1_usize..70),
+        causal: bool,
+        dtype in prop::sample::select(&[DType::F32, DType::BF16]),
+        seed in 0_u64..1000,
+    ) {
+        let (b, heads, n, m, d) = sizes;
+        check_attention([b, heads, n, if causal { n } else { m }, d], causal, dtype, seed);
+    }
+}
+
+#[test]
+fn attention_of_several_chunks_and_panels_is_that_of_f64() {
+    for dtype in [DType::F32, DType::BF16] {
+        check_attention([1, 2, 200, 1100, 40], false, dtype, 1);
+        check_attention([1, 1, 300, 300, 16], true, dtype, 2);
+        check_attention([2, 1, 20, 30, 600], false, dtype, 3);
+    }
+}
+
+#[test]
+fn a_query_has_the_same_bits_alone_and_with_any_number_of_threads() {
+    for dtype in [DType::F32, DType::BF16] {
+        let [q, k, v] = [1, 2, 3].map(|seed| numbers(&[2, 3, 700, 24], seed, dtype));
+        let of = |q: FlexTensor, heads: usize, threads: usize| {
+            let [k, v] = [&k, &v].map(|x| x.narrow(1, 0, heads));
+            in_threads(threads, || attention(&q, &k, &v, false).map(widened))
+        };
+        let Some(all) = of(q.clone(), 3, 2) else {
+            return eprintln!("skipped: AVX-512 for {dtype:?}, which this processor does not have");
+        };
+        assert_eq!(of(q.clone(), 3, 7).as_ref(), Some(&all));
+        // the first queries of the first head of each
+        let alone = of(q.narrow(1, 0, 1).narrow(2, 0, 5), 1, 1).expect("as before");
+        assert_eq!(alone[..5 * 24], all[..5 * 24]);
+        assert_eq!(alone[5 * 24..], all[3 * 700 * 24..][..5 * 24]);
     }
 }
 

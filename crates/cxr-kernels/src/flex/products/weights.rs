@@ -13,12 +13,13 @@ use super::product::{Columns, LANES, Line, Number, WIDTH, WORDS, first_lanes};
 pub(super) struct Transposed<'a, T> {
     pub(super) data: &'a [T],
     pub(super) columns: usize,
-    pub(super) depth: usize,
+    /// From one column to the next.
+    pub(super) step: usize,
     /// Its panels, where they are kept.
     pub(super) panels: Option<&'a Panels>,
 }
 
-/// All panels of a [`Transposed`] matrix, one group of columns after another, each from the top down.
+/// All panels of a matrix, one group of columns after another, each from the top down.
 pub(super) struct Panels {
     lines: Vec<Line>,
     /// Of the depth.
@@ -27,9 +28,9 @@ pub(super) struct Panels {
 
 impl Panels {
     /// Needs [`Number::is_available`].
-    pub(super) fn new<T: Number>(weights: Transposed<'_, T>) -> Self {
+    pub(super) fn new<T: Number>(matrix: &impl Columns<T>, depth: usize) -> Self {
         assert!(T::is_available(), "panels for AVX-512 on a processor without it");
-        let (columns, depth) = (weights.columns, weights.depth);
+        let columns = matrix.count();
         let words = depth.div_ceil(T::PER_WORD);
         let of_group = (words * WIDTH / LANES).max(1);
         // SAFETY: the groups cover all columns, and each panel is written whole.
@@ -41,12 +42,20 @@ impl Panels {
                     for (lines, word) in lines.chunks_mut(WORDS * vectors).zip((0..words).step_by(WORDS)) {
                         let start = word * T::PER_WORD;
                         let end = (start + WORDS * T::PER_WORD).min(depth);
-                        weights.pack(group.clone(), start..end, lines.as_mut_ptr().cast());
+                        matrix.pack(group.clone(), start..end, lines.as_mut_ptr().cast());
                     }
                 });
             })
         };
         Self { lines, words }
+    }
+
+    /// The panel of these columns and this part of the depth.
+    fn panel<T: Number>(&self, columns: &Range<usize>, depth: &Range<usize>) -> *const __m512i {
+        debug_assert!(columns.start.is_multiple_of(WIDTH) && depth.start.is_multiple_of(WORDS * T::PER_WORD));
+        let before = columns.start / LANES * self.words;
+        let above = depth.start / T::PER_WORD * columns.len().div_ceil(LANES);
+        self.lines[before + above..].as_ptr().cast()
     }
 
     /// What the panels of such a matrix take.
@@ -62,11 +71,7 @@ unsafe impl<T: Number> Columns<T> for Transposed<'_, T> {
     }
 
     fn packed(&self, columns: &Range<usize>, depth: &Range<usize>) -> Option<*const __m512i> {
-        let panels = self.panels?;
-        debug_assert!(columns.start.is_multiple_of(WIDTH) && depth.start.is_multiple_of(WORDS * T::PER_WORD));
-        let before = columns.start / LANES * panels.words;
-        let above = depth.start / T::PER_WORD * columns.len().div_ceil(LANES);
-        Some(panels.lines[before + above..].as_ptr().cast())
+        Some(self.panels?.panel::<T>(columns, depth))
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
@@ -80,7 +85,7 @@ unsafe impl<T: Number> Columns<T> for Transposed<'_, T> {
                 for (i, words) in words.iter_mut().take(count).enumerate() {
                     // SAFETY: so many elements are left of this column.
                     unsafe {
-                        let from = self.data.as_ptr().add((first + i) * self.depth + start);
+                        let from = self.data.as_ptr().add((first + i) * self.step + start);
                         *words = T::words(from, depth.end - start);
                     }
                 }
@@ -129,6 +134,8 @@ fn transpose(x: [__m512i; LANES]) -> [__m512i; LANES] {
 pub(super) struct Plain<'a, T> {
     pub(super) data: &'a [T],
     pub(super) columns: usize,
+    /// From one line to the next.
+    pub(super) step: usize,
 }
 
 // SAFETY: `pack` writes every line of every vector of the panel.
@@ -145,12 +152,33 @@ unsafe impl<T: Number> Columns<T> for Plain<'_, T> {
                 let mask = first_lanes(columns.end - first);
                 // SAFETY: the mask leaves out what is past the last column, and the panel has this line.
                 unsafe {
-                    let from = self.data.as_ptr().add(at * self.columns + first);
-                    let line = |i: usize| T::sixteen(from.add(i * self.columns), mask);
+                    let from = self.data.as_ptr().add(at * self.step + first);
+                    let line = |i: usize| T::sixteen(from.add(i * self.step), mask);
                     let next = (T::PER_WORD == 2 && at + 1 < depth.end).then(|| line(1));
                     _mm512_store_si512(panel.add(word * vectors + v), T::zipped(line(0), next));
                 }
             }
         }
+    }
+}
+
+/// A matrix of which there are panels alone.
+pub(super) struct Packed<'a> {
+    pub(super) panels: &'a Panels,
+    pub(super) columns: usize,
+}
+
+// SAFETY: `packed` returns panels that `pack` has written, always, so that `pack` is never called.
+unsafe impl<T: Number> Columns<T> for Packed<'_> {
+    fn count(&self) -> usize {
+        self.columns
+    }
+
+    fn packed(&self, columns: &Range<usize>, depth: &Range<usize>) -> Option<*const __m512i> {
+        Some(self.panels.panel::<T>(columns, depth))
+    }
+
+    unsafe fn pack(&self, _: Range<usize>, _: Range<usize>, _: *mut __m512i) {
+        unreachable!("the panels are there")
     }
 }
