@@ -198,6 +198,12 @@ pub fn plot_loss(
                 .draw_series(LineSeries::new(points(|r| r.smoothed), dark.stroke_width(2)))?
                 .label("smoothed")
                 .legend(key(dark));
+            if records.len() == 1 {
+                // no line goes through one point
+                chart.draw_series(
+                    points(|r| r.smoothed).into_iter().map(|at| Circle::new(at, 3, dark.filled())),
+                )?;
+            }
             if !validations.is_empty() {
                 let points = || validations.iter().map(|v| (v.step as f64, v.loss.min(top)));
                 chart
@@ -208,7 +214,8 @@ pub fn plot_loss(
             }
             chart
                 .configure_series_labels()
-                .position(SeriesLabelPosition::UpperRight)
+                // where a loss that falls does not come by
+                .position(SeriesLabelPosition::LowerLeft)
                 .label_font(label)
                 .background_style(WHITE.mix(0.8))
                 .border_style(RGBColor(220, 220, 220))

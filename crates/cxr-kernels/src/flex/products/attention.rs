@@ -22,13 +22,15 @@ pub(in super::super) fn attention(
         use super::Path;
 
         let path = Path::of(q.dtype());
+        if !matches!(path, Path::Single | Path::Bf16) {
+            return None;
+        }
         let [batch, heads, queries, width] = q.shape().dims();
         let [q, k, v] = [q, k, v].map(|x| Heads::new(x.clone()));
         let shape = Shape::new([batch, queries, heads, width]);
         let y = match path {
             Path::Single => tensor(by_vectors::attention::<f32>([&q, &k, &v], causal), shape),
-            Path::Bf16 => half_tensor(by_vectors::attention::<bf16>([&q, &k, &v], causal), shape),
-            _ => return None,
+            _ => half_tensor(by_vectors::attention::<bf16>([&q, &k, &v], causal), shape),
         };
         Some(y.transpose(1, 2))
     }
@@ -140,7 +142,8 @@ mod by_vectors {
         let tasks: Vec<_> =
             (0..places.len()).flat_map(|head| chunks().map(move |chunk| (head, chunk))).collect();
         let scale = (width as f32).powf(-0.5);
-        // SAFETY: the chunks are all queries of all heads, and each stores all columns of its own.
+        // SAFETY: the processor has what it takes, or there were no panels; the chunks are all queries of all heads, and each
+        // stores all columns of its own.
         unsafe {
             filled(batch * queries * heads * width, |out| {
                 let lines = Lines { target: Target::new(out), columns: heads * width, bias: None };
