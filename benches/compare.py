@@ -7,7 +7,7 @@ Prints one markdown table. Ours are the medians of criterion's latest results. W
 now: first ours (cargo bench), then PyTorch's, unit by unit, so that both see the machine in the same state. Without it,
 ours are whatever lies under target/criterion, measured earlier. Nothing else should run meanwhile.
 """
-import argparse, gc, json, os, pathlib, platform, re, statistics, subprocess, sys, time
+import argparse, copy, gc, json, os, pathlib, platform, re, statistics, subprocess, sys, tempfile, time
 import diffusers
 import peft
 import torch
@@ -177,6 +177,15 @@ def training_step():
     return step
 
 
+def load_vae(dtype):
+    folder = tempfile.TemporaryDirectory()
+    copy.deepcopy(vae()).to(dtype).save_pretrained(folder.name)
+
+    def load():
+        return AutoencoderKL.from_pretrained(folder.name, torch_dtype=torch.float32).encoder.conv_in.weight
+    return load
+
+
 def units():
     """Pairs of the id and the bench it is in, with what makes PyTorch's counterpart."""
     yield "text/encode/2x77", "text", text
@@ -198,6 +207,10 @@ def units():
     for pixels in (128, 512):
         yield f"vae/encode/{pixels}px", "vae", lambda p=pixels: encode(vae, p)
         yield f"vae/decode/{pixels}px", "vae", lambda p=pixels: decode(vae, 4, p // 8)
+    if args.dtype == "f32":
+        for dtype in (torch.float32, torch.float16):
+            name = {torch.float32: "f32", torch.float16: "f16"}[dtype]
+            yield f"weights/load/vae/from-{name}", "weights", lambda d=dtype: load_vae(d)
     for level, c, s in LEVELS:
         image, tokens = f"{level}/{c}x{s}x{s}", f"{level}/{s * s}x{c}"
         yield f"conv3x3/{image}", "operations", lambda c=c, s=s: conv(c, c, s)
