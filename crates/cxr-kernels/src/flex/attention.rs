@@ -14,17 +14,17 @@ const SCORE_ELEMENTS: usize = 256 * 1024;
 
 /// The sizes of one attention.
 #[derive(Clone, Copy)]
-struct Geometry {
-    batch: usize,
-    heads: usize,
-    queries: usize,
-    keys: usize,
-    width: usize,
+pub(super) struct Geometry {
+    pub(super) batch: usize,
+    pub(super) heads: usize,
+    pub(super) queries: usize,
+    pub(super) keys: usize,
+    pub(super) width: usize,
     causal: bool,
 }
 
 impl Geometry {
-    fn new(q: &FlexTensor, k: &FlexTensor, causal: bool) -> Self {
+    pub(super) fn new(q: &FlexTensor, k: &FlexTensor, causal: bool) -> Self {
         let [b, heads, queries, width] = q.shape().dims();
         Self { batch: b, heads, queries, keys: k.shape()[2], width, causal }
     }
@@ -33,8 +33,14 @@ impl Geometry {
         (self.width as f32).powf(-0.5)
     }
 
+    /// The scores of queries from `start` on, whose rows begin `step` apart, become attention weights.
+    pub(super) fn softmax(&self, start: usize, weights: &mut [f32], step: usize) {
+        let seen = |i: usize| if self.causal { (start + i + 1).min(self.keys) } else { self.keys };
+        dispatch(Softmax { weights, keys: self.keys, step, scale: self.scale(), seen });
+    }
+
     /// Every head: batch and head.
-    fn heads(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
+    pub(super) fn heads(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
         let heads = self.heads;
         (0..self.batch).flat_map(move |b| (0..heads).map(move |h| (b, h)))
     }
@@ -53,19 +59,18 @@ impl Geometry {
         unsafe {
             product([count, self.keys, self.width], lhs, rhs, weights.as_mut_ptr(), self.keys, false);
         }
-        let seen = |i: usize| if self.causal { (start + i + 1).min(self.keys) } else { self.keys };
-        dispatch(Softmax { weights, keys: self.keys, step: self.keys, scale: self.scale(), seen });
+        self.softmax(start, weights, self.keys);
     }
 }
 
 /// `softmax(scale * row)` of every row, in place; keys after the first `seen` of a row get zero.
-pub(super) struct Softmax<'a, S> {
-    pub(super) weights: &'a mut [f32],
-    pub(super) keys: usize,
+struct Softmax<'a, S> {
+    weights: &'a mut [f32],
+    keys: usize,
     /// From one row to the next.
-    pub(super) step: usize,
-    pub(super) scale: f32,
-    pub(super) seen: S,
+    step: usize,
+    scale: f32,
+    seen: S,
 }
 
 impl<S: Fn(usize) -> usize> Kernel for Softmax<'_, S> {

@@ -215,7 +215,15 @@ fn half_precision_is_f32_rounded_once() {
         x: &Tensor<Flex, D>,
         f: impl Fn(Tensor<Flex, D>, DType) -> Vec<f32>,
     ) {
-        for dtype in [DType::F16, DType::BF16] {
+        check_in(&[DType::F16, DType::BF16], what, x, f);
+    }
+    fn check_in<const D: usize>(
+        dtypes: &[DType],
+        what: &str,
+        x: &Tensor<Flex, D>,
+        f: impl Fn(Tensor<Flex, D>, DType) -> Vec<f32>,
+    ) {
+        for &dtype in dtypes {
             let x = x.clone().cast(dtype);
             let in_f32 = f(x.clone().cast(DType::F32), DType::F32);
             // not by `cast`: burn's goes by way of f64 and misses what is just above the middle of two numbers
@@ -248,8 +256,12 @@ fn half_precision_is_f32_rounded_once() {
     check("group_norm_silu", &image, |x, dtype| {
         in_f32(ops::group_norm_silu(x, ones(30, dtype), ones(30, dtype), 6, 1e-5), dtype)
     });
-    // split into heads, which lie side by side
-    // attention rounds its weights too where bf16 is multiplied as it is: the tests of `flex/products` have its error
+    // split into heads, which lie side by side; where bf16 is multiplied as it is, attention rounds its weights too, and the
+    // tests of `flex/products` have its error
+    check_in(&[DType::F16], "attention", &tokens, |x, dtype| {
+        let x = x.reshape([3, 170, 7, 10]).swap_dims(1, 2);
+        in_f32(ops::attention(x.clone(), x.clone(), x, Default::default()), dtype)
+    });
 }
 
 #[test]

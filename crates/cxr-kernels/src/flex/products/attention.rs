@@ -14,23 +14,22 @@ pub(in super::super) fn attention(
 ) -> Option<FlexTensor> {
     #[cfg(target_arch = "x86_64")]
     {
-        use burn::tensor::{Shape, TensorMetadata, bf16};
+        use burn::tensor::{Shape, bf16};
 
-        use super::super::attention::Heads;
+        use super::super::attention::{Geometry, Heads};
         use super::super::elementwise::tensor;
         use super::super::half::half_tensor;
         use super::Path;
 
-        let path = Path::of(q.dtype());
+        let (path, geometry) = (Path::of(q.dtype()), Geometry::new(q, k, causal));
         if !matches!(path, Path::Single | Path::Bf16) {
             return None;
         }
-        let [batch, heads, queries, width] = q.shape().dims();
         let [q, k, v] = [q, k, v].map(|x| Heads::new(x.clone()));
-        let shape = Shape::new([batch, queries, heads, width]);
+        let shape = Shape::new([geometry.batch, geometry.queries, geometry.heads, geometry.width]);
         let y = match path {
-            Path::Single => tensor(by_vectors::attention::<f32>([&q, &k, &v], causal), shape),
-            _ => half_tensor(by_vectors::attention::<bf16>([&q, &k, &v], causal), shape),
+            Path::Single => tensor(by_vectors::attention::<f32>(geometry, [&q, &k, &v]), shape),
+            _ => half_tensor(by_vectors::attention::<bf16>(geometry, [&q, &k, &v]), shape),
         };
         Some(y.transpose(1, 2))
     }
@@ -46,16 +45,15 @@ pub(in super::super) fn attention(
 mod by_vectors {
     use std::ops::Range;
 
-    use burn::tensor::{TensorMetadata, bf16};
+    use burn::tensor::bf16;
     use rayon::prelude::*;
 
     use super::super::Target;
     use super::super::linear::by_vectors::Lines;
     use super::super::product::{Buffers, LANES, Number, Rows, Sink, block};
     use super::super::weights::{Packed, Panels, Plain, Transposed};
-    use crate::flex::attention::{Heads, Softmax};
+    use crate::flex::attention::{Geometry, Heads};
     use crate::flex::elementwise::filled;
-    use crate::flex::fast_math::dispatch;
     use crate::flex::half::Half;
 
     /// Scores of some queries: 512 KiB, to stay in the second-level cache beside their rounded weights.
@@ -120,13 +118,12 @@ mod by_vectors {
     }
 
     /// `[b, n, heads, d]`.
-    pub(super) fn attention<T: Weight>([q, k, v]: [&Heads; 3], causal: bool) -> Vec<T>
+    pub(super) fn attention<T: Weight>(geometry: Geometry, [q, k, v]: [&Heads; 3]) -> Vec<T>
     where
         for<'a> Lines<'a, T>: Sink,
     {
-        let [batch, heads, queries, width] = q.tensor.shape().dims();
-        let keys = k.tensor.shape()[2];
-        let places: Vec<_> = (0..batch).flat_map(|b| (0..heads).map(move |h| (b, h))).collect();
+        let Geometry { batch, heads, queries, keys, width, .. } = geometry;
+        let places: Vec<_> = geometry.heads().collect();
         let panels: Vec<[Panels; 2]> = places
             .par_iter()
             .map(|&place| {
@@ -141,7 +138,6 @@ mod by_vectors {
         let chunks = || (0..queries).step_by(size).map(|start| start..(start + size).min(queries));
         let tasks: Vec<_> =
             (0..places.len()).flat_map(|head| chunks().map(move |chunk| (head, chunk))).collect();
-        let scale = (width as f32).powf(-0.5);
         // SAFETY: the processor has what it takes, or there were no panels; the chunks are all queries of all heads, and each
         // stores all columns of its own.
         unsafe {
@@ -158,8 +154,7 @@ mod by_vectors {
                     block(rows, &k, &Kept, 0..count, 0..keys, scores);
                     let step = keys.next_multiple_of(LANES);
                     let weights = &mut scores.sums[..count * step];
-                    let seen = |i: usize| if causal { (first + i + 1).min(keys) } else { keys };
-                    dispatch(Softmax { weights, keys, step, scale, seen });
+                    geometry.softmax(first, weights, step);
                     let data = T::rounded(weights, rounded);
                     let rows = Rows { data, count, depth: keys, step };
                     let v = Packed { panels: v, columns: width };
