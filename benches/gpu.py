@@ -11,7 +11,7 @@ card's memory of each process. Kernels are compiled at their first run, and kept
 tunes them, for minutes: what is not done in time is named, and a second call goes on with what was kept. PyTorch has SDPA
 and channels-first layout as diffusers sets them; f32 with TF32 allowed, as burn runs it.
 """
-import argparse, gc, json, os, pathlib, re, statistics, subprocess, sys, threading, time
+import argparse, gc, os, pathlib, re, statistics, subprocess, sys, tempfile, threading, time
 import torch
 
 ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -22,6 +22,7 @@ ap.add_argument("--seconds", type=float, default=570, help="units that would beg
 ap.add_argument("--units", default="", help="units whose name has this regular expression in it")
 ap.add_argument("--no-compile", action="store_true", help="leave out torch.compile")
 ap.add_argument("--no-parity", action="store_true")
+ap.add_argument("--warm", type=float, default=90, help="seconds for compiling the kernels of all units, at once; 0: each compiles in its own turn")
 ap.add_argument("--theirs", help=argparse.SUPPRESS)
 args = ap.parse_args()
 BEGUN = time.time()
@@ -169,12 +170,21 @@ def used():
     return pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(0)).used
 
 
-def measure(command, timeout):
+def kept_kernels(name):
+    """A cache of a unit's own: units may compile at once without waiting for each other."""
+    return {**os.environ, "XDG_CACHE_HOME": str(pathlib.Path(tempfile.gettempdir()) / "cxr-kernels" / name.replace(" ", "-"))}
+
+
+def ours(name):
+    return [args.bin / "gpu", args.device, *name.split()]
+
+
+def measure(command, timeout, env=None):
     """The last line's fields, and the peak of memory; None and the reason if it failed."""
     memory = Memory()
     memory.start()
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=max(10, timeout))
+        done = subprocess.run(command, capture_output=True, text=True, timeout=max(10, timeout), env=env)
     except subprocess.TimeoutExpired:
         return None, f"not done after {timeout:.0f} s", memory.close()
     peak = memory.close()
@@ -193,6 +203,24 @@ def rate():
     return 2 * 8192 ** 3 / seconds / 1e12
 
 
+def parity():
+    """The parity test, every test of it in a process of its own at once: their time is that of compiling kernels."""
+    tests = subprocess.run([args.bin / "backends", "--list"], capture_output=True, text=True).stdout
+    names = [line.removesuffix(": test") for line in tests.splitlines() if line.endswith(": test")]
+    began = time.time()
+    running = {name: subprocess.Popen([args.bin / "backends", "--nocapture", "--exact", name], stdout=subprocess.PIPE,
+                                      stderr=subprocess.STDOUT, text=True) for name in names}
+    found = []
+    for name, process in running.items():
+        try:
+            text = process.communicate(timeout=max(1, 150 - (time.time() - began)))[0]
+            found.append(f"{text.strip()}\nexit code {process.returncode}: {name}")
+        except subprocess.TimeoutExpired:
+            process.kill()
+            found.append(f"not done after 150 s: {name}")
+    return "\n".join(found) + f"\n{time.time() - began:.0f} s"
+
+
 def main():
     left = lambda: args.seconds - (time.time() - BEGUN)
     lines = [f"{torch.cuda.get_device_name()}, driver {subprocess.run(['nvidia-smi', '--query-gpu=driver_version', '--format=csv,noheader'], capture_output=True, text=True).stdout.strip()}, PyTorch {torch.__version__}"]
@@ -201,22 +229,27 @@ def main():
     torch.cuda.empty_cache()
     lines.append(f"bf16 matrix products: {matrix:.0f} TFLOP/s; a guided step of 512 px cannot be below {1e3 * GUIDED_TFLOP / matrix:.2f} ms")
     print("\n".join(lines), flush=True)
-    if not args.no_parity:
-        began = time.time()
-        try:
-            done = subprocess.run([args.bin / "backends", "--nocapture", "--test-threads", "1"], capture_output=True,
-                                  text=True, timeout=150)
-            text = f"{done.stdout}{done.stderr[-3000:]}\nexit code {done.returncode}"
-        except subprocess.TimeoutExpired as late:
-            text = f"{(late.stdout or b'').decode()[-6000:]}\nnot done after 150 s"
-        print(f"{text}, {time.time() - began:.0f} s", flush=True)
-        lines.append(f"parity:\n\n```\n{text}\n```")
-    lines.append("| Unit | dtype | Pictures | Ours | PyTorch | Ours / PyTorch | Peak, GB | PyTorch's | First run, s |\n|---|---|---|---|---|---|---|---|---|")
     units = [("step", "bf16", 1, False), ("step", "f32", 1, False), ("train-paper_128", "f32", 1, False),
-             ("pictures", "bf16", 1, False), ("step", "bf16", 4, False), ("step", "f16", 1, False),
-             ("pictures", "bf16", 4, False), ("train-clinical_512", "bf16", 1, False), ("step", "bf16", 16, False),
-             ("pictures", "bf16", 16, False)]
+             ("pictures", "bf16", 1, False), ("pictures", "bf16", 4, False), ("train-clinical_512", "bf16", 1, False)]
     units += [] if args.no_compile else [("step", "bf16", 1, True)]
+    units += [("step", "f16", 1, False), ("step", "bf16", 4, False), ("pictures", "bf16", 16, False),
+              ("step", "bf16", 16, False)]
+    names = dict.fromkeys(f"{kind} {dtype} {batch}" for kind, dtype, batch, _ in units)
+    names = [name for name in names if re.search(args.units, name)]
+    # Compiling takes most of a first run and one core: all units do it at once, those alone that have room beside each other.
+    began = time.time()
+    warming = [subprocess.Popen(ours(name), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=kept_kernels(name))
+               for name in names if args.warm and int(name.split()[2]) <= 4]
+    if not args.no_parity:
+        text = parity()
+        print(text, flush=True)
+        lines.append(f"parity:\n\n```\n{text}\n```")
+    for process in warming:
+        try:
+            process.wait(max(1, args.warm - (time.time() - began)))
+        except subprocess.TimeoutExpired:
+            process.kill()
+    lines.append("| Unit | dtype | Pictures | Ours | PyTorch | Ours / PyTorch | Peak, GB | PyTorch's | First run, s |\n|---|---|---|---|---|---|---|---|---|")
     kept = {}
     for unit in units:
         kind, dtype, batch, compiled = unit
@@ -227,14 +260,14 @@ def main():
             lines.append(f"| {kind} | {dtype} | {batch} | no time left | | | | | |")
             continue
         if name not in kept:
-            kept[name] = measure([args.bin / "gpu", args.device, kind, dtype, str(batch)], min(left(), 90))
-        ours, why, peak = kept[name]
+            kept[name] = measure(ours(name), min(left(), 90), kept_kernels(name))
+        mine, why, peak = kept[name]
         other, why_not, their_peak = measure([sys.executable, __file__, "--bin", args.bin, "--theirs", f"{name} {int(compiled)}"], min(left(), 90))
         rate_of = lambda pair, why: why if pair is None else f"{pair[0]:.1f}"
-        ratio = "" if None in (ours, other) else f"{(other[0] / ours[0] if kind == 'pictures' else ours[0] / other[0]):.2f}"
+        ratio = "" if None in (mine, other) else f"{(other[0] / mine[0] if kind == 'pictures' else mine[0] / other[0]):.2f}"
         unit_name = {"step": "guided step, ms", "pictures": "pictures a minute"}.get(kind, kind + ", ms")
-        row = (f"| {unit_name}{' (PyTorch compiled)' if compiled else ''} | {dtype} | {batch} | {rate_of(ours, why)} | "
-               f"{rate_of(other, why_not)} | {ratio} | {peak:.1f} | {their_peak:.1f} | {ours[1] if ours else ''} |")
+        row = (f"| {unit_name}{' (PyTorch compiled)' if compiled else ''} | {dtype} | {batch} | {rate_of(mine, why)} | "
+               f"{rate_of(other, why_not)} | {ratio} | {peak:.1f} | {their_peak:.1f} | {mine[1] if mine else ''} |")
         lines.append(row)
         print(row, f"({time.time() - BEGUN:.0f} s)", flush=True)
         if args.out:

@@ -12,7 +12,7 @@ use criterion::{Criterion, SamplingMode};
 use cxr::core::hash::stable_hash;
 use cxr::core::random::Stream;
 use cxr::device::{Program, dispatch};
-use cxr::kernels::{nn::parameters, set_pack_memory};
+use cxr::kernels::{DiffusionBackend, nn::parameters, set_pack_memory};
 
 /// Fresh pages cost convolutions more than their arithmetic: this allocator keeps them.
 #[global_allocator]
@@ -126,12 +126,12 @@ pub fn timesteps<B: Backend>(device: &B::Device) -> Tensor<B, 1> {
 
 /// Gives every matrix and kernel normal values that keep the size of a signal; norms and biases stay one and zero.
 /// All of them are of [`dtype`] then.
-pub fn fill<B: Backend, M: Module<B>>(module: M) -> M {
+pub fn fill<B: DiffusionBackend, M: Module<B>>(module: M) -> M {
     fill_as(module, dtype())
 }
 
 /// [`fill`], in a dtype of one's own.
-pub fn fill_as<B: Backend, M: Module<B>>(module: M, dtype: DType) -> M {
+pub fn fill_as<B: DiffusionBackend, M: Module<B>>(module: M, dtype: DType) -> M {
     let table = Stream::new(0, "weights", 0).normals(TABLE);
     let filled = parameters::map_data(module, |path, shape| -> Result<_, Infallible> {
         if shape.len() < 2 {
@@ -151,7 +151,7 @@ pub fn fill_as<B: Backend, M: Module<B>>(module: M, dtype: DType) -> M {
         Ok(Some(TensorData::new(values, shape.to_vec()).convert_dtype(dtype)))
     });
     let Ok(filled) = filled;
-    filled.map(&mut Cast(dtype))
+    parameters::arrange(filled.map(&mut Cast(dtype)))
 }
 
 /// Every parameter in one dtype.

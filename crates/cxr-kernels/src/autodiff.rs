@@ -109,9 +109,12 @@ impl<B: DiffusionBackend, C: CheckpointStrategy> DiffusionBackend for Autodiff<B
             eps,
             silu,
         );
-        record::<B, C, 3>([&x, &gamma, &beta], y, move |grad, _| {
+        record::<B, C, 3>([&x, &gamma, &beta], y, move |grad, [_, want_gamma, want_beta]| {
             let (x, gamma, beta) = saved.clone();
-            B::kernel_group_norm_backward(x, gamma, beta, grad, groups, eps, silu).map(Some)
+            if want_gamma || want_beta {
+                return B::kernel_group_norm_backward(x, gamma, beta, grad, groups, eps, silu).map(Some);
+            }
+            [Some(B::kernel_group_norm_x_backward(x, gamma, beta, grad, groups, eps, silu)), None, None]
         })
     }
 
@@ -124,9 +127,12 @@ impl<B: DiffusionBackend, C: CheckpointStrategy> DiffusionBackend for Autodiff<B
         let saved = (x.primitive.clone(), gamma.primitive.clone());
         let y =
             B::kernel_layer_norm(x.primitive.clone(), gamma.primitive.clone(), beta.primitive.clone(), eps);
-        record::<B, C, 3>([&x, &gamma, &beta], y, move |grad, _| {
+        record::<B, C, 3>([&x, &gamma, &beta], y, move |grad, [_, want_gamma, want_beta]| {
             let (x, gamma) = saved.clone();
-            B::kernel_layer_norm_backward(x, gamma, grad, eps).map(Some)
+            if want_gamma || want_beta {
+                return B::kernel_layer_norm_backward(x, gamma, grad, eps).map(Some);
+            }
+            [Some(B::kernel_layer_norm_x_backward(x, gamma, grad, eps)), None, None]
         })
     }
 
@@ -238,6 +244,18 @@ impl<B: DiffusionBackend, C: CheckpointStrategy> DiffusionBackend for Autodiff<B
     fn kernel_add(x: FloatTensor<Self>, y: FloatTensor<Self>) -> FloatTensor<Self> {
         let sum = B::kernel_add(x.primitive.clone(), y.primitive.clone());
         record::<B, C, 2>([&x, &y], sum, move |grad, _| [Some(grad.clone()), Some(grad)])
+    }
+
+    fn kernel_conv2d_weight(weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        let arranged = B::kernel_conv2d_weight(weight.primitive.clone());
+        record::<B, C, 1>([&weight], arranged, move |grad, _| [Some(grad)])
+    }
+
+    fn kernel_shift(x: FloatTensor<Self>, shift: FloatTensor<Self>) -> FloatTensor<Self> {
+        let sum = B::kernel_shift(x.primitive.clone(), shift.primitive.clone());
+        record::<B, C, 2>([&x, &shift], sum, move |grad, [_, wanted]| {
+            [Some(grad.clone()), wanted.then(|| B::kernel_shift_backward(grad))]
+        })
     }
 
     fn kernel_join(x: FloatTensor<Self>, y: FloatTensor<Self>) -> FloatTensor<Self> {

@@ -77,6 +77,20 @@ pub trait DiffusionBackend: Backend {
         plain::group_norm_backward::<Self>(x, gamma, beta, grad, groups, eps, silu)
     }
 
+    /// Gradient of [`kernel_group_norm`](Self::kernel_group_norm) with respect to `x` alone: what a frozen norm needs.
+    fn kernel_group_norm_x_backward(
+        x: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        groups: usize,
+        eps: f64,
+        silu: bool,
+    ) -> FloatTensor<Self> {
+        let [to_x, _, _] = Self::kernel_group_norm_backward(x, gamma, beta, grad, groups, eps, silu);
+        to_x
+    }
+
     /// LayerNorm over the last dimension, biased variance, then `gamma`, `beta` `[d]`; statistics in f32.
     fn kernel_layer_norm(
         x: FloatTensor<Self>,
@@ -95,6 +109,17 @@ pub trait DiffusionBackend: Backend {
         eps: f64,
     ) -> [FloatTensor<Self>; 3] {
         plain::layer_norm_backward::<Self>(x, gamma, grad, eps)
+    }
+
+    /// Gradient of [`kernel_layer_norm`](Self::kernel_layer_norm) with respect to `x` alone: what a frozen norm needs.
+    fn kernel_layer_norm_x_backward(
+        x: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        eps: f64,
+    ) -> FloatTensor<Self> {
+        let [to_x, _, _] = Self::kernel_layer_norm_backward(x, gamma, grad, eps);
+        to_x
     }
 
     /// `x @ weight^T + bias` for `x` `[rows, in]`, `weight` `[out, in]` (PyTorch's layout), `bias` `[out]`.
@@ -133,6 +158,13 @@ pub trait DiffusionBackend: Backend {
         plain::conv2d::<Self>(x, weight, bias, stride, padding)
     }
 
+    /// The weight of a convolution `[out, c, kh, kw]`, the same numbers, in the order of memory that
+    /// [`kernel_conv2d`](Self::kernel_conv2d) reads: what is called once for a weight that stays, so that no call has to
+    /// bring it into order.
+    fn kernel_conv2d_weight(weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        weight
+    }
+
     /// Gradient of [`kernel_conv2d`](Self::kernel_conv2d) with respect to `x`, whose shape is `x_shape`.
     fn kernel_conv2d_x_backward(
         x_shape: Shape,
@@ -164,6 +196,16 @@ pub trait DiffusionBackend: Backend {
     /// `x + y`, of one shape: a shortcut and what goes past it.
     fn kernel_add(x: FloatTensor<Self>, y: FloatTensor<Self>) -> FloatTensor<Self> {
         plain::add::<Self>(x, y)
+    }
+
+    /// `x + shift`: `[n, c, h, w]` and `[n, c]`, a number of its own for every channel of an image.
+    fn kernel_shift(x: FloatTensor<Self>, shift: FloatTensor<Self>) -> FloatTensor<Self> {
+        plain::shift::<Self>(x, shift)
+    }
+
+    /// Gradient of [`kernel_shift`](Self::kernel_shift) with respect to `shift`: the sums over the pixels.
+    fn kernel_shift_backward(grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        plain::shift_backward::<Self>(grad)
     }
 
     /// Gradient with respect to the bias of a linear layer or a convolution: `[rows, c]` or `[n, c, h, w]` to `[c]`.

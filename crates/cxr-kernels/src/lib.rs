@@ -3,7 +3,7 @@
 //! [`DiffusionBackend`] is a trait over burn's backends with a default body in plain burn operations for
 //! every method, so that it holds for all of them: the pure-Rust CPU backend `Flex`, the Cube backends (CUDA,
 //! wgpu), LibTorch, burn's fusion layer, and [`Autodiff`](burn::backend::Autodiff) over any of them, where each
-//! operation has one backward step of its own. `Flex` has hand-written kernels on top.
+//! operation has one backward step of its own. `Flex` and the Cube backends have hand-written kernels on top.
 //!
 //! Three floors, from the user's side down:
 //!

@@ -175,6 +175,23 @@ pub fn add<B: DiffusionBackend, const D: usize>(x: Tensor<B, D>, y: Tensor<B, D>
     wrap(B::kernel_add(unwrap(x), unwrap(y)))
 }
 
+/// `x + shift`, `[n, c, h, w]` and `[n, c]`: a number of its own for every channel of an image.
+///
+/// # Panics
+/// If shapes or dtypes do not fit.
+pub fn shift<B: DiffusionBackend>(x: Tensor<B, 4>, shift: Tensor<B, 2>) -> Tensor<B, 4> {
+    same_dtype("shift", x.dtype(), &[shift.dtype()]);
+    let [n, c, _, _] = x.dims();
+    assert_eq!([n, c], shift.dims(), "shift: images and channels");
+    wrap(B::kernel_shift(unwrap(x), unwrap(shift)))
+}
+
+/// A convolution's weight `[out, c, kh, kw]`, the same numbers, in the order of memory that [`conv2d`] reads on this
+/// backend. No result depends on it: where it is left out, each call brings the weight into order.
+pub fn conv2d_weight<B: DiffusionBackend>(weight: Tensor<B, 4>) -> Tensor<B, 4> {
+    wrap(B::kernel_conv2d_weight(unwrap(weight)))
+}
+
 /// Channels behind one another: `[n, a, h, w]` and `[n, b, h, w]` to `[n, a + b, h, w]`.
 ///
 /// # Panics

@@ -279,6 +279,18 @@ pub fn add<B: Backend>(x: FloatTensor<B>, y: FloatTensor<B>) -> FloatTensor<B> {
     B::float_add(x, y)
 }
 
+/// The default of [`kernel_shift`](crate::DiffusionBackend::kernel_shift).
+pub fn shift<B: Backend>(x: FloatTensor<B>, shift: FloatTensor<B>) -> FloatTensor<B> {
+    let [n, c] = shift.shape().dims();
+    B::float_add(x, B::float_reshape(shift, Shape::new([n, c, 1, 1])))
+}
+
+/// The default of [`kernel_shift_backward`](crate::DiffusionBackend::kernel_shift_backward).
+pub fn shift_backward<B: Backend>(grad: FloatTensor<B>) -> FloatTensor<B> {
+    let [n, c, _, _] = grad.shape().dims();
+    B::float_reshape(B::float_sum_dim(B::float_sum_dim(grad, 3), 2), Shape::new([n, c]))
+}
+
 /// The default of [`kernel_bias_backward`](crate::DiffusionBackend::kernel_bias_backward).
 pub fn bias_backward<B: Backend>(grad: FloatTensor<B>) -> FloatTensor<B> {
     let dims = grad.shape().num_dims();
@@ -445,20 +457,20 @@ fn normalize_backward<B: Backend>(
     B::float_mul(centred, inverse)
 }
 
-fn query_chunks(queries: usize, keys: usize) -> impl Iterator<Item = (usize, usize)> {
+pub(crate) fn query_chunks(queries: usize, keys: usize) -> impl Iterator<Item = (usize, usize)> {
     let chunk = (SCORES / keys.max(1)).max(1);
     (0..queries).step_by(chunk).map(move |start| (start, (start + chunk).min(queries)))
 }
 
 /// Queries `start..end` of `[b, heads, n, d]`.
-fn queries<B: Backend>(q: &FloatTensor<B>, start: usize, end: usize) -> FloatTensor<B> {
+pub(crate) fn queries<B: Backend>(q: &FloatTensor<B>, start: usize, end: usize) -> FloatTensor<B> {
     if start == 0 && end == q.shape()[2] {
         return q.clone();
     }
     B::float_slice(q.clone(), &[Slice::full(), Slice::full(), Slice::from(start..end), Slice::full()])
 }
 
-fn cat_queries<B: Backend>(mut chunks: Vec<FloatTensor<B>>) -> FloatTensor<B> {
+pub(crate) fn cat_queries<B: Backend>(mut chunks: Vec<FloatTensor<B>>) -> FloatTensor<B> {
     if chunks.len() == 1 { chunks.remove(0) } else { B::float_cat(chunks, 2) }
 }
 

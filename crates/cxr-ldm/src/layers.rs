@@ -74,9 +74,7 @@ impl<B: DiffusionBackend> ResnetBlock<B> {
     pub(crate) fn forward(&self, x: Tensor<B, 4>, time: Option<&Tensor<B, 2>>) -> Tensor<B, 4> {
         let mut hidden = self.conv1.forward(self.norm1.forward_silu(x.clone()));
         if let (Some(projection), Some(time)) = (&self.time_emb_proj, time) {
-            let shift = projection.forward(time.clone());
-            let [n, channels] = shift.dims();
-            hidden = hidden + shift.reshape([n, channels, 1, 1]);
+            hidden = ops::shift(hidden, projection.forward(time.clone()));
         }
         let hidden = self.conv2.forward(self.norm2.forward_silu(hidden));
         match &self.conv_shortcut {

@@ -1,45 +1,77 @@
-//! Convolution as a matrix product on the matrix units, whose operand is gathered as it is read (an implicit GEMM).
-//!
-//! burn would compile and time eight kernels for every shape, the direct convolution among them, which uses no matrix
-//! units: on a GPU that is a good part of the minutes before the first picture.
+//! The gradient of a convolution as one more convolution.
 
-use burn::tensor::Shape;
-use burn::tensor::ops::{ConvOptions, FloatTensor};
-use burn::tensor::{TensorMetadata, backend::Backend};
-use burn_cubecl::kernel::conv::{ConvStrategy, conv_forward};
-use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
+use burn::tensor::{Shape, TensorMetadata};
+use burn_cubecl::cubecl::prelude::*;
+use burn_cubecl::{CubeRuntime, cubecl, tensor::CubeTensor};
 
-fn options(stride: usize, padding: usize) -> ConvOptions<2> {
-    ConvOptions::new([stride; 2], [padding; 2], [1; 2], 1)
-}
+use super::layout::{Image, units};
 
-/// The convolution; `None` where no strategy takes it.
-pub(super) fn forward<R: CubeRuntime>(
-    x: &CubeTensor<R>,
-    weight: &CubeTensor<R>,
-    bias: Option<&CubeTensor<R>>,
-    stride: usize,
-    padding: usize,
-) -> Option<CubeTensor<R>> {
-    let strategies = [ConvStrategy::ImplicitGemm, ConvStrategy::Direct];
-    let run =
-        |strategy| conv_forward(x.clone(), weight.clone(), bias.cloned(), options(stride, padding), strategy);
-    strategies.into_iter().find_map(|strategy| run(strategy).ok())
+#[cube(launch_unchecked, address_type = "dynamic")]
+fn turn_units<F: Float>(
+    weight: &Tensor<F>,
+    turned: &mut Tensor<F>,
+    count: usize,
+    outputs: usize,
+    inputs: usize,
+    height: usize,
+    width: usize,
+    #[comptime] channels_last: bool,
+    #[define(F)] _dtype: StorageType,
+) {
+    if ABSOLUTE_POS >= count {
+        terminate!();
+    }
+    // written in the order of `[inputs, height, width, outputs]`
+    let (rest, output) = (ABSOLUTE_POS / outputs, ABSOLUTE_POS % outputs);
+    let (rest, column) = (rest / width, width - 1 - rest % width);
+    let (input, row) = (rest / height, height - 1 - rest % height);
+    let mut at = ((output * inputs + input) * height + row) * width + column;
+    if channels_last {
+        at = ((output * height + row) * width + column) * inputs + input;
+    }
+    turned[ABSOLUTE_POS] = weight[at];
 }
 
 /// The gradient of a convolution with stride one is a convolution of the gradient: this is its weight, in and out swapped
-/// and turned by half, and its padding; `None` for other strides.
+/// and turned by half, in the order in which it is read, and its padding; `None` for other strides.
 ///
 /// The kernel of the forward direction serves both, then, which every test of a picture has tried.
-pub(super) fn turned<B: Backend>(
-    weight: FloatTensor<B>,
+pub(super) fn turned<R: CubeRuntime>(
+    weight: CubeTensor<R>,
     x_shape: &Shape,
     grad_shape: &Shape,
     padding: usize,
-) -> Option<(FloatTensor<B>, usize)> {
-    let [_, _, kh, kw] = weight.shape().dims();
+) -> Option<(CubeTensor<R>, usize)> {
+    let [outputs, inputs, kh, kw] = weight.shape().dims();
     let same = kh == kw && kh > padding;
     let stride_one = x_shape[2] + 2 * padding + 1 == grad_shape[2] + kh
         && x_shape[3] + 2 * padding + 1 == grad_shape[3] + kw;
-    (same && stride_one).then(|| (B::float_flip(B::float_swap_dims(weight, 0, 1), &[2, 3]), kh - 1 - padding))
+    if !same || !stride_one {
+        return None;
+    }
+    let (weight, image) = Image::of(weight);
+    let turned = Image { n: inputs, c: outputs, channels_last: true, ..image }.empty(&weight);
+    let count = image.len();
+    if count > 0 {
+        let (cubes, dim) = units(count);
+        // SAFETY: units beyond the last number end at once
+        unsafe {
+            turn_units::launch_unchecked::<R>(
+                &weight.client,
+                cubes,
+                dim,
+                weight.required_address_type(),
+                weight.clone().into_tensor_arg(),
+                turned.clone().into_tensor_arg(),
+                count,
+                outputs,
+                inputs,
+                kh,
+                kw,
+                image.channels_last,
+                weight.dtype.into(),
+            );
+        }
+    }
+    Some((turned, kh - 1 - padding))
 }

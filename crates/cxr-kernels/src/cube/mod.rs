@@ -1,16 +1,25 @@
-//! The Cube backends (CUDA, wgpu) and burn's fusion layer: the default bodies, but for convolution, whose kernel is chosen
-//! without timing.
+//! The Cube backends (CUDA, wgpu) and burn's fusion layer.
+//!
+//! Kernels of our own take the operations between two matrix products in one pass each, in the order in which a
+//! convolution leaves an image; products and convolutions are burn's, chosen without timing. What is not here has its
+//! default body.
 
+mod attention;
 mod cache;
 mod conv;
+mod elementwise;
+mod flash;
+mod fusion;
+mod layout;
+mod norm;
+mod product;
 mod registered;
 
 pub use cache::keep_tuning;
 
-use burn::tensor::ops::FloatTensor;
+use burn::tensor::ops::{FloatTensor, FloatTensorOps};
 use burn::tensor::{DType, Shape, TensorMetadata, backend::Backend};
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
-use burn_fusion::{Fusion, FusionBackend};
 
 use crate::plain::{from_f32, to_f32};
 use crate::{DiffusionBackend, WeightCache, plain};
@@ -26,21 +35,155 @@ fn adds_up_in_half<B: Backend>(x: &FloatTensor<B>) -> bool {
 impl<R: CubeRuntime, F: FloatElement, I: IntElement, T: BoolElement> DiffusionBackend
     for CubeBackend<R, F, I, T>
 {
+    fn kernel_silu(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        elementwise::silu(x)
+    }
+
+    fn kernel_geglu(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        elementwise::geglu(x)
+    }
+
+    fn kernel_geglu_backward(x: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        elementwise::geglu_backward(x, grad)
+    }
+
+    fn kernel_group_norm_x_backward(
+        x: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        groups: usize,
+        eps: f64,
+        silu: bool,
+    ) -> FloatTensor<Self> {
+        norm::group_norm_x_backward(x, gamma, beta, grad, groups, eps, silu)
+    }
+
+    fn kernel_layer_norm_x_backward(
+        x: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        eps: f64,
+    ) -> FloatTensor<Self> {
+        norm::layer_norm_x_backward(x, gamma, grad, eps)
+    }
+
+    fn kernel_group_norm(
+        x: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        groups: usize,
+        eps: f64,
+        silu: bool,
+    ) -> FloatTensor<Self> {
+        norm::group_norm(x, gamma, beta, groups, eps, silu)
+    }
+
+    fn kernel_layer_norm(
+        x: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        eps: f64,
+    ) -> FloatTensor<Self> {
+        norm::layer_norm(x, gamma, beta, eps)
+    }
+
+    fn kernel_linear(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: Option<FloatTensor<Self>>,
+        _cache: &WeightCache,
+    ) -> FloatTensor<Self> {
+        let dtype = x.dtype();
+        let turned = Self::float_swap_dims(weight.clone(), 0, 1);
+        let Some(y) = product::product(x.clone(), turned, dtype) else {
+            return plain::linear::<Self>(x, weight, bias);
+        };
+        if let Some(bias) = bias {
+            elementwise::add_row(&y, bias);
+        }
+        y
+    }
+
+    fn kernel_linear_x_backward(
+        weight: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        _cache: &WeightCache,
+    ) -> FloatTensor<Self> {
+        let dtype = grad.dtype();
+        product::product(grad.clone(), weight.clone(), dtype)
+            .unwrap_or_else(|| plain::linear_x_backward::<Self>(weight, grad))
+    }
+
+    fn kernel_linear_weight_backward(x: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        let dtype = grad.dtype();
+        product::product(Self::float_swap_dims(grad.clone(), 0, 1), x.clone(), dtype)
+            .unwrap_or_else(|| plain::linear_weight_backward::<Self>(x, grad))
+    }
+
+    fn kernel_add(x: FloatTensor<Self>, y: FloatTensor<Self>) -> FloatTensor<Self> {
+        elementwise::add(x, y)
+    }
+
+    fn kernel_shift(x: FloatTensor<Self>, shift: FloatTensor<Self>) -> FloatTensor<Self> {
+        elementwise::shift(x, shift)
+    }
+
+    fn kernel_join(x: FloatTensor<Self>, y: FloatTensor<Self>) -> FloatTensor<Self> {
+        elementwise::join(x, y)
+    }
+
+    fn kernel_conv2d_weight(weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        layout::channels_last(weight)
+    }
+
+    fn kernel_image_to_tokens(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        layout::tokens(x)
+    }
+
+    fn kernel_tokens_to_image(x: FloatTensor<Self>, height: usize, width: usize) -> FloatTensor<Self> {
+        layout::image(x, height, width)
+    }
+
+    fn kernel_upsample(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        elementwise::upsample(x)
+    }
+
+    fn kernel_attention(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        causal: bool,
+    ) -> FloatTensor<Self> {
+        attention::attention::<Self, R>(q, k, v, causal)
+    }
+
+    fn kernel_attention_backward(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        causal: bool,
+    ) -> [FloatTensor<Self>; 3] {
+        attention::attention_backward::<Self, R>(q, k, v, grad, causal)
+    }
+
     fn kernel_conv2d(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         bias: Option<FloatTensor<Self>>,
         stride: usize,
         padding: usize,
-        cache: &WeightCache,
+        _cache: &WeightCache,
     ) -> FloatTensor<Self> {
-        if adds_up_in_half::<Self>(&x) {
-            let dtype = x.dtype();
-            let (x, weight, bias) = (to_f32::<Self>(x), to_f32::<Self>(weight), bias.map(to_f32::<Self>));
-            return from_f32::<Self>(Self::kernel_conv2d(x, weight, bias, stride, padding, cache), dtype);
-        }
-        conv::forward(&x, &weight, bias.as_ref(), stride, padding)
-            .unwrap_or_else(|| plain::conv2d::<Self>(x, weight, bias, stride, padding))
+        let dtype = x.dtype();
+        let (x, weight, bias) = match adds_up_in_half::<Self>(&x) {
+            true => (to_f32::<Self>(x), to_f32::<Self>(weight), bias.map(to_f32::<Self>)),
+            false => (x, weight, bias),
+        };
+        let y = product::conv2d(x.clone(), weight.clone(), bias.clone(), stride, padding)
+            .unwrap_or_else(|| plain::conv2d::<Self>(x, weight, bias, stride, padding));
+        from_f32::<Self>(y, dtype)
     }
 
     fn kernel_conv2d_x_backward(
@@ -58,8 +201,7 @@ impl<R: CubeRuntime, F: FloatElement, I: IntElement, T: BoolElement> DiffusionBa
             return from_f32::<Self>(to_x, dtype);
         }
         if stride == 1
-            && let Some((turned, padding)) =
-                conv::turned::<Self>(weight.clone(), &x_shape, &grad.shape(), padding)
+            && let Some((turned, padding)) = conv::turned(weight.clone(), &x_shape, &grad.shape(), padding)
         {
             return Self::kernel_conv2d(grad, turned, None, 1, padding, cache);
         }
@@ -82,61 +224,5 @@ impl<R: CubeRuntime, F: FloatElement, I: IntElement, T: BoolElement> DiffusionBa
             );
         }
         plain::conv2d_weight_backward::<Self>(x, weight, grad, stride, padding)
-    }
-}
-
-impl<B: FusionBackend + DiffusionBackend> DiffusionBackend for Fusion<B> {
-    fn kernel_conv2d(
-        x: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
-        bias: Option<FloatTensor<Self>>,
-        stride: usize,
-        padding: usize,
-        cache: &WeightCache,
-    ) -> FloatTensor<Self> {
-        let [n, _, height, width] = x.shape().dims();
-        let [out, _, kh, kw] = weight.shape().dims();
-        let side = |length: usize, kernel: usize| (length + 2 * padding - kernel) / stride + 1;
-        let shape = Shape::new([n, out, side(height, kh), side(width, kw)]);
-        let (dtype, cache) = (x.dtype(), cache.clone());
-        let inputs = [x, weight].into_iter().chain(bias).collect();
-        let name = format!("convolution, stride {stride}, padding {padding}");
-        registered::register::<B>(name, inputs, shape, dtype, move |inputs| {
-            let mut inputs = inputs.into_iter();
-            let mut next = || inputs.next().expect("two inputs, and maybe a bias");
-            let (x, weight) = (next(), next());
-            B::kernel_conv2d(x, weight, inputs.next(), stride, padding, &cache)
-        })
-    }
-
-    fn kernel_conv2d_x_backward(
-        x_shape: Shape,
-        weight: FloatTensor<Self>,
-        grad: FloatTensor<Self>,
-        stride: usize,
-        padding: usize,
-        cache: &WeightCache,
-    ) -> FloatTensor<Self> {
-        let (dtype, cache, shape) = (grad.dtype(), cache.clone(), x_shape.clone());
-        let name = format!("gradient of convolution, stride {stride}, padding {padding}");
-        registered::register::<B>(name, vec![weight, grad], shape, dtype, move |inputs| {
-            let [weight, grad] = inputs.try_into().expect("two inputs");
-            B::kernel_conv2d_x_backward(x_shape.clone(), weight, grad, stride, padding, &cache)
-        })
-    }
-
-    fn kernel_conv2d_weight_backward(
-        x: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
-        grad: FloatTensor<Self>,
-        stride: usize,
-        padding: usize,
-    ) -> FloatTensor<Self> {
-        let (dtype, shape) = (weight.dtype(), weight.shape());
-        let name = format!("weight gradient of convolution, stride {stride}, padding {padding}");
-        registered::register::<B>(name, vec![x, weight, grad], shape, dtype, move |inputs| {
-            let [x, weight, grad] = inputs.try_into().expect("three inputs");
-            B::kernel_conv2d_weight_backward(x, weight, grad, stride, padding)
-        })
     }
 }

@@ -4,7 +4,9 @@
 //! models of this project it is the key of the published weight files.
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
-use burn::tensor::{Tensor, TensorData, backend::Backend};
+use burn::tensor::{Tensor, TensorData, TensorPrimitive, backend::Backend};
+
+use crate::DiffusionBackend;
 
 /// What [`list`] says of one parameter.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -128,6 +130,30 @@ pub fn count<B: Backend, M: Module<B>>(module: &M) -> (usize, usize) {
     list(module).iter().fold((0, 0), |(all, trainable), p| {
         (all + p.elements(), trainable + if p.trainable { p.elements() } else { 0 })
     })
+}
+
+/// The module with the weights of its convolutions in the order of memory that the backend's convolution reads
+/// ([`conv2d_weight`](crate::ops::conv2d_weight)); lazy parameters stay as they are.
+///
+/// No result depends on it: what is left out, or has learned since, is brought into order by each call.
+pub fn arrange<B: DiffusionBackend, M: Module<B>>(module: M) -> M {
+    struct Arrange;
+    impl<B: DiffusionBackend> ModuleMapper<B> for Arrange {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+            if D != 4 || !param.is_initialized() {
+                return param;
+            }
+            let trainable = is_trainable(&param);
+            let arranged = param.map(|weight| {
+                // burn's `detach` keeps the flag
+                let weight = weight.detach().set_require_grad(false);
+                let weight = B::kernel_conv2d_weight(weight.into_primitive().tensor());
+                Tensor::from_primitive(TensorPrimitive::Float(weight))
+            });
+            arranged.set_require_grad(trainable)
+        }
+    }
+    module.map(&mut Arrange)
 }
 
 /// The trainable flag, without making a lazy parameter.

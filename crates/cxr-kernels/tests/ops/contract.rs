@@ -3,8 +3,9 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use burn::tensor::{DType, Tensor, backend::Backend};
-use cxr_kernels::{Flex, WeightCache, nn, ops};
+use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
+use cxr_kernels::nn::{self, parameters};
+use cxr_kernels::{Flex, WeightCache, ops};
 
 use crate::{Ad, numbers, read, tensor};
 
@@ -66,6 +67,7 @@ fn shapes_that_do_not_fit_panic_and_name_the_operation() {
     assert_panics(&["upsample", "4 x 4 to 8 x 6"], || ops::upsample(image(6), [8, 6]));
     assert_panics(&["upsample", "4 x 4 to 9 x 8"], || ops::upsample(image(6), [9, 8]));
     assert_panics(&["add"], || ops::add(image(6), image(1)));
+    assert_panics(&["shift"], || ops::shift(image(6), ones([1, 5], DType::F32)));
     assert_panics(&["join"], || ops::join(image(6), ones([1, 6, 4, 5], DType::F32)));
     assert_panics(&["geglu", "3"], || ops::geglu(ones([2, 3], DType::F32)));
     assert_panics(&["tokens_to_image", "6"], || ops::tokens_to_image(ones([1, 6, 2], DType::F32), 2, 2));
@@ -257,4 +259,33 @@ fn the_trait_holds_for_autodiff_over_it() {
         B::InnerBackend::name(&Default::default())
     }
     assert_eq!(inner::<Ad>(), Flex::name(&Default::default()));
+}
+
+#[test]
+fn arranging_keeps_what_a_parameter_is() {
+    type Training = burn::backend::Autodiff<Flex>;
+    let conv = |trainable| {
+        let conv = nn::Conv2dConfig::new(3, 4, 3).init::<Training>(&Default::default());
+        let conv = parameters::set_trainable(conv, |path| trainable == (path == "weight"));
+        // made, and no longer lazy
+        parameters::map_data(conv, |_, shape| {
+            let count = shape.iter().product::<usize>();
+            let values: Vec<f32> = (0..count).map(|i| i as f32).collect();
+            Ok::<_, std::convert::Infallible>(Some(TensorData::new(values, shape.to_vec())))
+        })
+    };
+    for trainable in [true, false] {
+        let Ok(conv) = conv(trainable);
+        let before = parameters::list::<Training, _>(&conv);
+        let conv = parameters::arrange(conv);
+        assert_eq!(parameters::list::<Training, _>(&conv), before);
+        parameters::read::<Training, _>(&conv, |path, data| {
+            let expected = (0..data.num_elements()).map(|i| i as f32);
+            assert!(data.iter::<f32>().eq(expected), "{path}");
+        });
+        // a leaf still: its gradient is found
+        let image = Tensor::<Training, 4>::ones([1, 3, 5, 5], &Default::default());
+        let gradients = conv.forward(image).sum().backward();
+        assert_eq!(conv.weight.val().grad(&gradients).is_some(), trainable);
+    }
 }

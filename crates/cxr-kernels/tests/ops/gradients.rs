@@ -414,6 +414,18 @@ fn sums_and_joins() {
             tolerance: 1e-6,
         }
         .check();
+        Case {
+            name: format!("shift {n} {a} {h} {w}"),
+            arguments: vec![numbers(first, 1), numbers(n * a, 2)],
+            reference: &|x| x[0].iter().enumerate().map(|(i, value)| value + x[1][i / (h * w)]).collect(),
+            ops: &|x| {
+                let (x, shift) = (x[0].clone().reshape([n, a, h, w]), x[1].clone().reshape([n, a]));
+                ops::shift(x, shift).flatten(0, 3)
+            },
+            plain: None,
+            tolerance: 1e-5,
+        }
+        .check();
     }
 }
 

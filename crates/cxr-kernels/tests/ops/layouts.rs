@@ -155,6 +155,7 @@ fn products() {
 fn images_and_tokens() {
     check("add", [[2, 17, 4, 5], [2, 17, 4, 5]], &|[x, y]| ops::add(x, y));
     check("join", [[2, 17, 4, 5], [2, 17, 4, 5]], &|[x, y]| ops::join(x, y));
+    check("shift", [[2, 17, 4, 5], [2, 17, 1, 1]], &|[x, y]| ops::shift(x, y.reshape([2, 17])));
     check("upsample", [[2, 17, 4, 5]], &|[x]| ops::upsample(x, [8, 10]));
     check("upsample, one less", [[2, 17, 4, 5]], &|[x]| ops::upsample(x, [7, 9]));
     check("image_to_tokens", [[2, 17, 4, 5]], &|[x]| ops::image_to_tokens(x));

@@ -59,7 +59,7 @@ pub struct StableDiffusion<B: Backend> {
     commit: Option<String>,
 }
 
-impl<B: Backend> StableDiffusion<B> {
+impl<B: DiffusionBackend> StableDiffusion<B> {
     /// A pipeline of parts that are in memory already, for instance while they are being trained.
     ///
     /// # Errors

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::backend::Backend;
 use cxr_core::tensor_file::TensorFile;
+use cxr_kernels::DiffusionBackend;
 use cxr_tokenizer::ClipTokenizer;
 
 use super::cache::{HubEnvironment, Snapshot, find_snapshot};
@@ -228,7 +229,7 @@ impl ModelFiles {
     /// - [`Error::Tokenizer`] for what is wrong with the vocabulary;
     /// - [`Error::Checksum`] and [`Error::NoChecksum`] if the options ask to verify;
     /// - [`Error::Stopped`] if progress says so.
-    pub fn load<B: Backend>(
+    pub fn load<B: DiffusionBackend>(
         &self,
         options: &LoadOptions,
         device: &B::Device,
@@ -251,7 +252,7 @@ impl ModelFiles {
     ///
     /// # Errors
     /// As [`load`](Self::load).
-    pub fn load_text<B: Backend>(
+    pub fn load_text<B: DiffusionBackend>(
         &self,
         options: &LoadOptions,
         device: &B::Device,
@@ -263,7 +264,7 @@ impl ModelFiles {
     ///
     /// # Errors
     /// As [`load`](Self::load).
-    pub fn load_unet<B: Backend>(
+    pub fn load_unet<B: DiffusionBackend>(
         &self,
         options: &LoadOptions,
         device: &B::Device,
@@ -275,7 +276,7 @@ impl ModelFiles {
     ///
     /// # Errors
     /// As [`load`](Self::load).
-    pub fn load_vae<B: Backend>(
+    pub fn load_vae<B: DiffusionBackend>(
         &self,
         options: &LoadOptions,
         device: &B::Device,
@@ -283,7 +284,7 @@ impl ModelFiles {
         self.load_one(options, device, Component::Vae, |parts| parts.vae)
     }
 
-    fn load_one<B: Backend, M: burn::module::Module<B>>(
+    fn load_one<B: DiffusionBackend, M: burn::module::Module<B>>(
         &self,
         options: &LoadOptions,
         device: &B::Device,

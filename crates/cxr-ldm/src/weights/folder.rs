@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use burn::tensor::backend::Backend;
+use cxr_kernels::DiffusionBackend;
 use cxr_tokenizer::ClipTokenizer;
 
 use super::files::ModelFiles;
@@ -82,7 +82,7 @@ impl ModelFolder {
     ///
     /// # Errors
     /// As [`ModelFiles::load`].
-    pub fn load<B: Backend>(
+    pub fn load<B: DiffusionBackend>(
         &self,
         options: &LoadOptions,
         device: &B::Device,

@@ -9,6 +9,7 @@ use burn::tensor::{DType, FloatDType, TensorData, backend::Backend};
 use cxr_core::hash::{sha256_hex, stable_hash};
 use cxr_core::progress::Progress;
 use cxr_core::tensor_file::{Dtype, RawTensor, TensorFile};
+use cxr_kernels::DiffusionBackend;
 use cxr_kernels::nn::parameters;
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
@@ -138,7 +139,7 @@ impl<'p> Reader<'p> {
     /// - [`Error::TensorFile`] if the file cannot be read;
     /// - [`Error::NotFinite`] naming a tensor with a NaN or an infinity, or with a value that the dtype cannot hold;
     /// - [`Error::Stopped`] if progress says so.
-    pub(super) fn fill<B: Backend, M: Module<B>>(
+    pub(super) fn fill<B: DiffusionBackend, M: Module<B>>(
         &mut self,
         module: M,
         component: Component,
@@ -158,7 +159,8 @@ impl<'p> Reader<'p> {
             }
             Ok::<_, Error>(ready.remove(path))
         })?;
-        Ok(parameters::assign_ids(module, |path| stable_hash(path.as_bytes())))
+        let module = parameters::assign_ids(module, |path| stable_hash(path.as_bytes()));
+        Ok(parameters::arrange(module))
     }
 
     fn read(
