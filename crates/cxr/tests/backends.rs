@@ -385,6 +385,8 @@ impl Program for Operations {
             (64, 64, 80, true),
             (9, 11, 5, false),
             (70, 1, 16, false),
+            // wider than one pass takes: in chunks
+            (130, 77, 192, true),
         ] {
             let [q, k, v] = [("q", n), ("k", m), ("v", m)].map(|(name, tokens)| heads(name, tokens, 3, d));
             let y = ops::attention(q, k, v, AttentionOptions { causal });

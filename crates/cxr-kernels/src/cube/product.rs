@@ -40,7 +40,7 @@ pub(super) fn product<R: CubeRuntime>(
 fn strategies<R: CubeRuntime>(lhs: &CubeTensor<R>, rhs: &CubeTensor<R>) -> Vec<Strategy> {
     /// Results of a product that fills the device with wide tiles.
     const WIDE: usize = 1 << 22;
-    /// Terms of both stages together: with an odd number of stages the kernel leaves out the last (`cubek` 0.2).
+    /// Terms of both stages together: with an odd number of stages the kernel is wrong (`cubek` 0.2).
     const STAGES: usize = 64;
     let [m, k] = lhs.meta.shape()[lhs.meta.num_dims() - 2..] else { return Vec::new() };
     let n = rhs.meta.shape()[rhs.meta.num_dims() - 1];
