@@ -29,7 +29,7 @@ pub(super) fn product<R: CubeRuntime>(
     shape[last] = rhs.shape()[last];
     let y = empty_of(&lhs, shape, dtype);
     let mut types = elements(&lhs, &rhs, dtype);
-    strategies(&lhs, &rhs).into_iter().find_map(|strategy| {
+    strategies(&lhs, &rhs, dtype).into_iter().find_map(|strategy| {
         let (lhs, rhs) = (input(lhs.clone()), input(rhs.clone()));
         launch_ref(&strategy, &y.client, lhs, rhs, y.clone().binding(), &mut types).ok().map(|()| y.clone())
     })
@@ -37,7 +37,7 @@ pub(super) fn product<R: CubeRuntime>(
 
 /// The kernels to try, the best first. Seen on an H200: with tiles that units hold in registers and two stages of memory, what
 /// few rows or columns leave of the device is used better than by wide tiles; f32, which is taken in TF32, is an exception.
-fn strategies<R: CubeRuntime>(lhs: &CubeTensor<R>, rhs: &CubeTensor<R>) -> Vec<Strategy> {
+fn strategies<R: CubeRuntime>(lhs: &CubeTensor<R>, rhs: &CubeTensor<R>, dtype: DType) -> Vec<Strategy> {
     /// Results of a product that fills the device with wide tiles.
     const WIDE: usize = 1 << 22;
     /// Terms of both stages together: with an odd number of stages the kernel is wrong (`cubek` 0.2).
@@ -45,7 +45,9 @@ fn strategies<R: CubeRuntime>(lhs: &CubeTensor<R>, rhs: &CubeTensor<R>) -> Vec<S
     let [m, k] = lhs.meta.shape()[lhs.meta.num_dims() - 2..] else { return Vec::new() };
     let n = rhs.meta.shape()[rhs.meta.num_dims() - 1];
     let mut found = Vec::new();
-    if lhs.dtype != DType::F32 && k.is_multiple_of(STAGES) && m.min(n) >= 64 {
+    // of many matrices, or from half precision into f32, it is wrong too
+    let plain = lhs.meta.num_dims() == 2 && dtype == lhs.dtype && dtype != DType::F32;
+    if plain && k.is_multiple_of(STAGES) && m.min(n) >= 64 {
         found.push(Strategy::OrderedDoubleMma(BlueprintStrategy::Inferred(OrderedSelectionArgs {
             partition_k: Some(2),
             row_count: Some(if m * n >= WIDE { 8 } else { 4 }),
