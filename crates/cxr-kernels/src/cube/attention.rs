@@ -8,9 +8,24 @@ use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::{CubeRuntime, cubecl, tensor::CubeTensor};
 
 use super::flash;
-use super::layout::{UNITS, empty_of};
+use super::layout::{UNITS, cubes, empty_of};
 use super::product::product;
 use crate::plain;
+
+/// Adds up a number of each unit of a cube; every unit may read the sum, in the first place, then.
+#[cube]
+fn sum_units(shared: &mut SharedMemory<f32>, #[comptime] units: usize) {
+    sync_cube();
+    let unit = UNIT_POS as usize;
+    let mut half = units.runtime() / 2;
+    while half > 0 {
+        if unit < half {
+            shared[unit] = shared[unit] + shared[unit + half];
+        }
+        half /= 2;
+        sync_cube();
+    }
+}
 
 /// Softmax of `scale` times a row of scores, which a cube has to itself. With `causal`, query `i` of `queries`, of which
 /// the first is `first`, sees keys `0..=i`.
@@ -61,15 +76,7 @@ fn softmax_rows<F: Float>(
         sum += (scores[origin + i] * scale - largest).exp();
     }
     shared[unit] = sum;
-    sync_cube();
-    let mut half = units.runtime() / 2;
-    while half > 0 {
-        if unit < half {
-            shared[unit] = shared[unit] + shared[unit + half];
-        }
-        half /= 2;
-        sync_cube();
-    }
+    sum_units(&mut shared, units);
     let inverse = 1.0f32 / shared[0];
     for i in range_stepped(unit, keys, units) {
         if i < seen {
@@ -93,12 +100,11 @@ fn softmax<R: CubeRuntime>(
     let [b, heads, queries, keys] = shape.dims();
     let weights = empty_of(&scores, shape, dtype);
     let rows = b * heads * queries;
-    let across = rows.min(32_768);
     // SAFETY: cubes without a row end at once, and units go over a row's keys alone
     unsafe {
         softmax_rows::launch_unchecked::<R>(
             &scores.client,
-            CubeCount::Static(across as u32, rows.div_ceil(across) as u32, 1),
+            cubes(rows),
             CubeDim::new_1d(UNITS),
             scores.required_address_type(),
             scores.clone().into_tensor_arg(),
@@ -179,15 +185,7 @@ fn score_gradients(
     }
     let mut shared = SharedMemory::<f32>::new(units);
     shared[unit] = sum;
-    sync_cube();
-    let mut half = units.runtime() / 2;
-    while half > 0 {
-        if unit < half {
-            shared[unit] = shared[unit] + shared[unit + half];
-        }
-        half /= 2;
-        sync_cube();
-    }
+    sum_units(&mut shared, units);
     let along = shared[0];
     for i in range_stepped(unit, keys, units) {
         gradients[origin + i] = scale * weights[origin + i] * (gradients[origin + i] - along);
@@ -220,12 +218,11 @@ where
         let gradients = times(grad.clone(), turn(v.clone()));
         let [b, heads, queries, keys] = gradients.shape().dims();
         let rows = b * heads * queries;
-        let across = rows.min(32_768);
         // SAFETY: cubes without a row end at once, and units go over a row's keys alone
         unsafe {
             score_gradients::launch_unchecked::<R>(
                 &q.client,
-                CubeCount::Static(across as u32, rows.div_ceil(across) as u32, 1),
+                cubes(rows),
                 CubeDim::new_1d(UNITS),
                 gradients.required_address_type(),
                 weights.clone().into_tensor_arg(),

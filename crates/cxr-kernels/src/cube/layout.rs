@@ -101,13 +101,14 @@ pub(super) fn vector<R: CubeRuntime>(x: &CubeTensor<R>, length: usize) -> usize 
     [8, 4, 2].into_iter().find(|size| *size <= most && length.is_multiple_of(*size)).unwrap_or(1)
 }
 
-/// Cubes enough for one unit each of `count` numbers; in two dimensions, since one holds no more than 65,535 of them.
+/// So many cubes, or some more; in two dimensions, since one holds no more than 65,535 of them.
+pub(super) fn cubes(count: usize) -> CubeCount {
+    const ACROSS: usize = 32_768;
+    let across = count.clamp(1, ACROSS);
+    CubeCount::Static(across as u32, count.div_ceil(across) as u32, 1)
+}
+
+/// Cubes enough for one unit each of `count` numbers.
 pub(super) fn units(count: usize) -> (CubeCount, CubeDim) {
-    const ROW: usize = 32_768;
-    let cubes = count.div_ceil(UNITS as usize);
-    let count = match cubes <= ROW {
-        true => CubeCount::Static(cubes as u32, 1, 1),
-        false => CubeCount::Static(ROW as u32, cubes.div_ceil(ROW) as u32, 1),
-    };
-    (count, CubeDim::new_1d(UNITS))
+    (cubes(count.div_ceil(UNITS as usize)), CubeDim::new_1d(UNITS))
 }

@@ -5,7 +5,7 @@ use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::{CubeRuntime, cubecl, tensor::CubeTensor};
 
-use super::layout::{Image, UNITS, empty, empty_of};
+use super::layout::{Image, UNITS, cubes, empty, empty_of};
 
 /// Numbers of a group that one cube sums, at least: few groups of many pixels are spread over the device.
 const PART: usize = 4096;
@@ -502,13 +502,11 @@ pub(super) fn layer_norm<R: CubeRuntime>(
     if rows == 0 {
         return y;
     }
-    let across = rows.min(32_768);
-    let cubes = CubeCount::Static(across as u32, rows.div_ceil(across) as u32, 1);
     // SAFETY: cubes without a row end at once, and units go over a row's width alone
     unsafe {
         row_normalize::launch_unchecked::<R>(
             &x.client,
-            cubes,
+            cubes(rows),
             CubeDim::new_1d(ROW_UNITS),
             x.required_address_type(),
             x.clone().into_tensor_arg(),
@@ -595,12 +593,11 @@ pub(super) fn layer_norm_x_backward<R: CubeRuntime>(
     if rows == 0 {
         return to_x;
     }
-    let across = rows.min(32_768);
     // SAFETY: cubes without a row end at once, and units go over a row's width alone
     unsafe {
         row_gradient::launch_unchecked::<R>(
             &x.client,
-            CubeCount::Static(across as u32, rows.div_ceil(across) as u32, 1),
+            cubes(rows),
             CubeDim::new_1d(ROW_UNITS),
             x.required_address_type(),
             x.clone().into_tensor_arg(),
