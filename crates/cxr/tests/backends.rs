@@ -373,6 +373,40 @@ impl Program for Operations {
         keep("linear of many", values(ops::linear(many, matrix, Some(vector("bias", 96)), &cache)));
         keep("tokens", values(ops::image_to_tokens(image("x", [2, 30, 13, 7], true))));
         keep("linear without bias", values(ops::linear(rows, weight, None, &cache)));
+        // what the matrix units take, with a rest of rows, columns and terms, few results of many terms; and the gradients
+        for (n, c, h, w, out, side, stride, padding) in [
+            (2, 64, 9, 8, 128, 3, 1, 1),
+            (1, 320, 8, 8, 66, 3, 2, 1),
+            (1, 24, 11, 12, 40, 3, 2, 1),
+            (3, 8, 5, 7, 256, 3, 1, 2),
+            (1, 40, 20, 17, 4, 3, 1, 1),
+            (1, 72, 1, 300, 136, 1, 1, 0),
+        ] {
+            let x = self.normal::<B, 4>("x", [n, c, h, w])(&device).require_grad();
+            let weight = self.normal::<B, 4>("weight", [out, c, side, side])(&device).require_grad();
+            let bias = self.normal::<B, 1>("bias", [out])(&device);
+            let y = ops::conv2d(x.clone(), weight.clone(), Some(bias), stride, padding, &cache);
+            let along = self.normal::<B, 4>("along", y.dims())(&device);
+            let gradients = (y.clone() * along).sum().backward();
+            let name = format!("convolution of {n} x {c} x {h} x {w} to {out}, {side} wide, stride {stride}");
+            let gradient = |of: &Tensor<B, 4>| values(of.grad(&gradients).expect("it was asked for"));
+            keep(&format!("gradient of {name}"), gradient(&x));
+            keep(&format!("gradient of the kernel of {name}"), gradient(&weight));
+            keep(&name, values(y.inner()));
+        }
+        for (rows, width, out) in [(130, 104, 96), (136, 1000, 8), (8, 16, 258)] {
+            let x = self.normal::<B, 2>("x", [rows, width])(&device).require_grad();
+            let weight = self.normal::<B, 2>("weight", [out, width])(&device).require_grad();
+            let bias = self.normal::<B, 1>("bias", [out])(&device);
+            let y = ops::linear(x.clone(), weight.clone(), Some(bias), &cache);
+            let along = self.normal::<B, 2>("along", [rows, out])(&device);
+            let gradients = (y.clone() * along).sum().backward();
+            let name = format!("linear layer of {rows} x {width} to {out}");
+            let gradient = |of: &Tensor<B, 2>| values(of.grad(&gradients).expect("it was asked for"));
+            keep(&format!("gradient of {name}"), gradient(&x));
+            keep(&format!("gradient of the weight of {name}"), gradient(&weight));
+            keep(&name, values(y.inner()));
+        }
         // tokens and heads as a layer leaves them: the tokens of a head do not lie beside each other
         let heads = |name: &str, tokens: usize, heads: usize, d: usize| {
             let x = self.normal::<Inner<B>, 3>(name, [2, tokens, heads * d])(&device);

@@ -1,77 +1,94 @@
-//! The gradient of a convolution as one more convolution.
+//! Weights turned round, for gradients that are one more product or convolution.
 
 use burn::tensor::{Shape, TensorMetadata};
 use burn_cubecl::cubecl::prelude::*;
+use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::ops::permute_nhwc_to_nchw;
 use burn_cubecl::{CubeRuntime, cubecl, tensor::CubeTensor};
 
-use super::layout::{Image, units};
+use super::layout::{empty, pixels, reshaped};
 
+/// Rows and columns that a cube brings through its memory at once.
+const TILE: usize = 32;
+
+/// Rows of a tile that its units take at a time.
+const AT_ONCE: usize = 8;
+
+/// `x` `[outputs, taps, inputs]` as `[inputs, taps, outputs]`, the taps from the last to the first.
+///
+/// By way of shared memory, so that what units beside each other read and write lies beside each other.
 #[cube(launch_unchecked, address_type = "dynamic")]
-fn turn_units<F: Float>(
-    weight: &Tensor<F>,
+fn turn_tiles<F: Float>(
+    x: &Tensor<F>,
     turned: &mut Tensor<F>,
-    count: usize,
     outputs: usize,
+    taps: usize,
     inputs: usize,
-    height: usize,
-    width: usize,
-    #[comptime] channels_last: bool,
     #[define(F)] _dtype: StorageType,
 ) {
-    if ABSOLUTE_POS >= count {
-        terminate!();
+    // a column more than there are: those of one column lie in banks of their own
+    let mut tile = SharedMemory::<F>::new(comptime!(TILE * (TILE + 1)));
+    let (column, row) = (UNIT_POS_X as usize, UNIT_POS_Y as usize);
+    let (first_input, first_output) = (CUBE_POS_X as usize * TILE, CUBE_POS_Y as usize * TILE);
+    let tap = CUBE_POS_Z as usize;
+    #[unroll]
+    for i in 0..comptime!(TILE / AT_ONCE) {
+        let (output, input) = (first_output + row + i * AT_ONCE, first_input + column);
+        if output < outputs && input < inputs {
+            tile[(row + i * AT_ONCE) * comptime!(TILE + 1) + column] =
+                x[(output * taps + tap) * inputs + input];
+        }
     }
-    // written in the order of `[inputs, height, width, outputs]`
-    let (rest, output) = (ABSOLUTE_POS / outputs, ABSOLUTE_POS % outputs);
-    let (rest, column) = (rest / width, width - 1 - rest % width);
-    let (input, row) = (rest / height, height - 1 - rest % height);
-    let mut at = ((output * inputs + input) * height + row) * width + column;
-    if channels_last {
-        at = ((output * height + row) * width + column) * inputs + input;
+    sync_cube();
+    #[unroll]
+    for i in 0..comptime!(TILE / AT_ONCE) {
+        let (output, input) = (first_output + column, first_input + row + i * AT_ONCE);
+        if output < outputs && input < inputs {
+            turned[(input * taps + taps - 1 - tap) * outputs + output] =
+                tile[column * comptime!(TILE + 1) + row + i * AT_ONCE];
+        }
     }
-    turned[ABSOLUTE_POS] = weight[at];
 }
 
-/// The gradient of a convolution with stride one is a convolution of the gradient: this is its weight, in and out swapped
-/// and turned by half, in the order in which it is read, and its padding; `None` for other strides.
-///
-/// The kernel of the forward direction serves both, then, which every test of a picture has tried.
-pub(super) fn turned<R: CubeRuntime>(
-    weight: CubeTensor<R>,
-    x_shape: &Shape,
-    grad_shape: &Shape,
-    padding: usize,
-) -> Option<(CubeTensor<R>, usize)> {
-    let [outputs, inputs, kh, kw] = weight.shape().dims();
-    let same = kh == kw && kh > padding;
-    let stride_one = x_shape[2] + 2 * padding + 1 == grad_shape[2] + kh
-        && x_shape[3] + 2 * padding + 1 == grad_shape[3] + kw;
-    if !same || !stride_one {
-        return None;
-    }
-    let (weight, image) = Image::of(weight);
-    let turned = Image { n: inputs, c: outputs, channels_last: true, ..image }.empty(&weight);
-    let count = image.len();
-    if count > 0 {
-        let (cubes, dim) = units(count);
-        // SAFETY: units beyond the last number end at once
+/// `[outputs, taps, inputs]` as `[inputs, taps, outputs]`, turned by half.
+fn turn<R: CubeRuntime>(x: CubeTensor<R>) -> CubeTensor<R> {
+    let x = into_contiguous(x);
+    let [outputs, taps, inputs] = x.shape().dims();
+    let turned = empty(&x, Shape::new([inputs, taps, outputs]));
+    if inputs * taps * outputs > 0 {
+        let cubes = |length: usize| length.div_ceil(TILE) as u32;
+        // SAFETY: what lies beyond the last row or column is neither read nor written
         unsafe {
-            turn_units::launch_unchecked::<R>(
-                &weight.client,
-                cubes,
-                dim,
-                weight.required_address_type(),
-                weight.clone().into_tensor_arg(),
+            turn_tiles::launch_unchecked::<R>(
+                &x.client,
+                CubeCount::Static(cubes(inputs), cubes(outputs), taps as u32),
+                CubeDim::new_2d(TILE as u32, AT_ONCE as u32),
+                x.required_address_type(),
+                x.clone().into_tensor_arg(),
                 turned.clone().into_tensor_arg(),
-                count,
                 outputs,
+                taps,
                 inputs,
-                kh,
-                kw,
-                image.channels_last,
-                weight.dtype.into(),
+                x.dtype.into(),
             );
         }
     }
-    Some((turned, kh - 1 - padding))
+    turned
+}
+
+/// `[rows, columns]` with rows and columns exchanged, in memory too; `None` for more rows than there are cubes.
+pub(super) fn transposed<R: CubeRuntime>(x: CubeTensor<R>) -> Option<CubeTensor<R>> {
+    let [rows, columns] = x.shape().dims();
+    let x = reshaped(into_contiguous(x), Shape::new([rows, 1, columns]));
+    (rows.div_ceil(TILE) <= 65_535).then(|| reshaped(turn(x), Shape::new([columns, rows])))
+}
+
+/// The gradient of a convolution is a convolution of the gradient: this is its weight, of `[outputs, inputs, side, side]`, in
+/// and out exchanged and turned by half, in the order in which it is read.
+///
+/// The kernel of the forward direction serves both, then, which every test of a picture has tried.
+pub(super) fn turned<R: CubeRuntime>(weight: CubeTensor<R>) -> CubeTensor<R> {
+    let [outputs, inputs, height, width] = weight.shape().dims();
+    let turned = turn(reshaped(pixels(weight), Shape::new([outputs, height * width, inputs])));
+    permute_nhwc_to_nchw(reshaped(turned, Shape::new([inputs, height, width, outputs])))
 }

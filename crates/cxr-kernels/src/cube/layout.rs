@@ -65,13 +65,23 @@ impl Image {
 
 /// `[n, c, h, w]` with the channels last in memory.
 pub(super) fn channels_last<R: CubeRuntime>(x: CubeTensor<R>) -> CubeTensor<R> {
-    permute_nhwc_to_nchw(into_contiguous(permute_nchw_to_nhwc(x)))
+    permute_nhwc_to_nchw(pixels(x))
+}
+
+/// `[n, c, h, w]` as `[n, h, w, c]`, without gaps: nothing is moved where the channels are last.
+pub(super) fn pixels<R: CubeRuntime>(x: CubeTensor<R>) -> CubeTensor<R> {
+    let (x, image) = Image::of(x);
+    match image {
+        // strides of a single pixel say nothing
+        Image { n, c, h, w, channels_last: true } => reshaped(x, Shape::new([n, h, w, c])),
+        _ => into_contiguous(permute_nchw_to_nhwc(x)),
+    }
 }
 
 /// `[n, c, h, w]` as `[n, h * w, c]`, without gaps: nothing is moved where the channels are last.
 pub(super) fn tokens<R: CubeRuntime>(x: CubeTensor<R>) -> CubeTensor<R> {
     let [n, c, h, w] = x.shape().dims();
-    reshaped(into_contiguous(permute_nchw_to_nhwc(x)), Shape::new([n, h * w, c]))
+    reshaped(pixels(x), Shape::new([n, h * w, c]))
 }
 
 /// `[n, h * w, c]` as `[n, c, h, w]`, the channels last in memory.

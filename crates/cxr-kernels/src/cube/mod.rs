@@ -1,8 +1,8 @@
 //! The Cube backends (CUDA, wgpu) and burn's fusion layer.
 //!
 //! Kernels of our own take the operations between two matrix products in one pass each, in the order in which a
-//! convolution leaves an image; products and convolutions are burn's, chosen without timing. What is not here has its
-//! default body.
+//! convolution leaves an image; so do convolutions and linear layers where there are NVIDIA's matrix units. Other products
+//! are burn's, chosen without timing. What is not here has its default body.
 
 mod attention;
 mod cache;
@@ -10,6 +10,7 @@ mod conv;
 mod elementwise;
 mod flash;
 mod fusion;
+mod gemm;
 mod layout;
 mod norm;
 mod product;
@@ -17,7 +18,7 @@ mod registered;
 
 pub use cache::keep_tuning;
 
-use burn::tensor::ops::{FloatTensor, FloatTensorOps};
+use burn::tensor::ops::FloatTensor;
 use burn::tensor::{DType, Shape, TensorMetadata, backend::Backend};
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
 
@@ -94,15 +95,8 @@ impl<R: CubeRuntime, F: FloatElement, I: IntElement, T: BoolElement> DiffusionBa
         bias: Option<FloatTensor<Self>>,
         _cache: &WeightCache,
     ) -> FloatTensor<Self> {
-        let dtype = x.dtype();
-        let turned = Self::float_swap_dims(weight.clone(), 0, 1);
-        let Some(y) = product::product(x.clone(), turned, dtype) else {
-            return plain::linear::<Self>(x, weight, bias);
-        };
-        if let Some(bias) = bias {
-            elementwise::add_row(&y, bias);
-        }
-        y
+        product::linear(x.clone(), weight.clone(), bias.clone())
+            .unwrap_or_else(|| plain::linear::<Self>(x, weight, bias))
     }
 
     fn kernel_linear_x_backward(
@@ -110,14 +104,12 @@ impl<R: CubeRuntime, F: FloatElement, I: IntElement, T: BoolElement> DiffusionBa
         grad: FloatTensor<Self>,
         _cache: &WeightCache,
     ) -> FloatTensor<Self> {
-        let dtype = grad.dtype();
-        product::product(grad.clone(), weight.clone(), dtype)
+        product::linear_x_backward(weight.clone(), grad.clone())
             .unwrap_or_else(|| plain::linear_x_backward::<Self>(weight, grad))
     }
 
     fn kernel_linear_weight_backward(x: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
-        let dtype = grad.dtype();
-        product::product(Self::float_swap_dims(grad.clone(), 0, 1), x.clone(), dtype)
+        product::linear_weight_backward(x.clone(), grad.clone())
             .unwrap_or_else(|| plain::linear_weight_backward::<Self>(x, grad))
     }
 
@@ -194,18 +186,17 @@ impl<R: CubeRuntime, F: FloatElement, I: IntElement, T: BoolElement> DiffusionBa
         padding: usize,
         cache: &WeightCache,
     ) -> FloatTensor<Self> {
-        if adds_up_in_half::<Self>(&grad) {
-            let dtype = grad.dtype();
-            let (weight, grad) = (to_f32::<Self>(weight), to_f32::<Self>(grad));
-            let to_x = Self::kernel_conv2d_x_backward(x_shape, weight, grad, stride, padding, cache);
-            return from_f32::<Self>(to_x, dtype);
+        if let Some(to_x) = product::conv2d_x_backward(&x_shape, &weight, &grad, stride, padding) {
+            return to_x;
         }
-        if stride == 1
-            && let Some((turned, padding)) = conv::turned(weight.clone(), &x_shape, &grad.shape(), padding)
-        {
-            return Self::kernel_conv2d(grad, turned, None, 1, padding, cache);
+        let [_, _, height, width] = weight.shape().dims();
+        if stride == 1 && height == width && height > padding {
+            return Self::kernel_conv2d(grad, conv::turned(weight), None, 1, height - 1 - padding, cache);
         }
-        plain::conv2d_x_backward::<Self>(x_shape, weight, grad, stride, padding)
+        // burn's own adds up in the dtype of the gradient
+        let dtype = grad.dtype();
+        let [weight, grad] = [weight, grad].map(to_f32::<Self>);
+        from_f32::<Self>(plain::conv2d_x_backward::<Self>(x_shape, weight, grad, stride, padding), dtype)
     }
 
     fn kernel_conv2d_weight_backward(
@@ -215,14 +206,9 @@ impl<R: CubeRuntime, F: FloatElement, I: IntElement, T: BoolElement> DiffusionBa
         stride: usize,
         padding: usize,
     ) -> FloatTensor<Self> {
-        if adds_up_in_half::<Self>(&x) {
-            let dtype = x.dtype();
-            let [x, weight, grad] = [x, weight, grad].map(to_f32::<Self>);
-            return from_f32::<Self>(
-                plain::conv2d_weight_backward::<Self>(x, weight, grad, stride, padding),
-                dtype,
-            );
-        }
-        plain::conv2d_weight_backward::<Self>(x, weight, grad, stride, padding)
+        // and so does this
+        let dtype = x.dtype();
+        let [x, weight, grad] = [x, weight, grad].map(to_f32::<Self>);
+        from_f32::<Self>(plain::conv2d_weight_backward::<Self>(x, weight, grad, stride, padding), dtype)
     }
 }

@@ -1,9 +1,9 @@
-//! Matrix products and convolutions, each by a kernel that is chosen without timing, into memory without gaps.
+//! Matrix products and convolutions, each by a kernel that is chosen without timing, into memory without gaps: our own where
+//! the device and the sizes are made for it, otherwise one of burn's.
 //!
 //! burn pads the rows of what its own products make to powers of two on CUDA: every reshape behind one is a copy then.
 
 use burn::tensor::{DType, Shape, TensorMetadata};
-use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::ops::{permute_nchw_to_nhwc, permute_nhwc_to_nchw};
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 use cubek::convolution::{self, AcceleratedTileKind, ConvAlgorithm, ConvolutionArgs, ConvolutionInputs};
@@ -11,12 +11,13 @@ use cubek::matmul::components::tile::TileMatmulKind;
 use cubek::matmul::definition::{MatmulElems, MatmulGlobalElems};
 use cubek::matmul::launch::{Strategy, launch_ref};
 use cubek::matmul::routines::BlueprintStrategy;
-use cubek::matmul::routines::ordered_double_buffering::OrderedSelectionArgs;
 use cubek::matmul::routines::simple::SimpleArgs;
 use cubek::std::InputBinding;
 
+use super::conv::{transposed, turned};
 use super::elementwise::add_row;
-use super::layout::{Image, empty, empty_of, reshaped};
+use super::gemm::{self, Steps};
+use super::layout::{Image, empty, empty_of, pixels, reshaped};
 
 /// `lhs @ rhs` over the last two dimensions, in `dtype`; the others are equal.
 pub(super) fn product<R: CubeRuntime>(
@@ -29,36 +30,70 @@ pub(super) fn product<R: CubeRuntime>(
     shape[last] = rhs.shape()[last];
     let y = empty_of(&lhs, shape, dtype);
     let mut types = elements(&lhs, &rhs, dtype);
-    strategies(&lhs, &rhs, dtype).into_iter().find_map(|strategy| {
+    // The double-buffered ones of this version are wrong for some sizes (docs/burn.md).
+    let simple = SimpleArgs { multi_rows: true, tile_matmul: TileMatmulKind::Cmma };
+    let strategies = [
+        Strategy::SimpleCyclicCmma(BlueprintStrategy::Inferred(simple)),
+        Strategy::SimpleUnit(Default::default()),
+    ];
+    strategies.into_iter().find_map(|strategy| {
         let (lhs, rhs) = (input(lhs.clone()), input(rhs.clone()));
         launch_ref(&strategy, &y.client, lhs, rhs, y.clone().binding(), &mut types).ok().map(|()| y.clone())
     })
 }
 
-/// The kernels to try, the best first. Seen on an H200: with tiles that units hold in registers and two stages of memory, what
-/// few rows or columns leave of the device is used better than by wide tiles; f32, which is taken in TF32, is an exception.
-fn strategies<R: CubeRuntime>(lhs: &CubeTensor<R>, rhs: &CubeTensor<R>, dtype: DType) -> Vec<Strategy> {
-    /// Results of a product that fills the device with wide tiles.
-    const WIDE: usize = 1 << 22;
-    /// Terms of both stages together: with an odd number of stages the kernel is wrong (`cubek` 0.2).
-    const STAGES: usize = 64;
-    let [m, k] = lhs.meta.shape()[lhs.meta.num_dims() - 2..] else { return Vec::new() };
-    let n = rhs.meta.shape()[rhs.meta.num_dims() - 1];
-    let mut found = Vec::new();
-    // of many matrices, or from half precision into f32, it is wrong too
-    let plain = lhs.meta.num_dims() == 2 && dtype == lhs.dtype && dtype != DType::F32;
-    if plain && k.is_multiple_of(STAGES) && m.min(n) >= 64 {
-        found.push(Strategy::OrderedDoubleMma(BlueprintStrategy::Inferred(OrderedSelectionArgs {
-            partition_k: Some(2),
-            row_count: Some(if m * n >= WIDE { 8 } else { 4 }),
-            rows_per_plane: Some(2),
-            tile_matmul: TileMatmulKind::Mma,
-        })));
+/// `x` `[rows, in]` by `weight` `[out, in]`, and `bias` `[out]`.
+pub(super) fn linear<R: CubeRuntime>(
+    x: CubeTensor<R>,
+    weight: CubeTensor<R>,
+    bias: Option<CubeTensor<R>>,
+) -> Option<CubeTensor<R>> {
+    let ([rows, width], [out, _]) = (x.shape().dims(), weight.shape().dims());
+    if gemm::takes(&x, rows, width, out) {
+        return Some(gemm::linear(x, weight, bias));
     }
-    let simple = SimpleArgs { multi_rows: true, tile_matmul: TileMatmulKind::Cmma };
-    found.push(Strategy::SimpleCyclicCmma(BlueprintStrategy::Inferred(simple)));
-    found.push(Strategy::SimpleUnit(Default::default()));
-    found
+    let dtype = x.dtype;
+    let y = product(x, exchanged(weight), dtype)?;
+    if let Some(bias) = bias {
+        add_row(&y, bias);
+    }
+    Some(y)
+}
+
+/// The gradient of [`linear`] by `x`, from `grad` `[rows, out]`.
+pub(super) fn linear_x_backward<R: CubeRuntime>(
+    weight: CubeTensor<R>,
+    grad: CubeTensor<R>,
+) -> Option<CubeTensor<R>> {
+    let ([rows, out], [_, width]) = (grad.shape().dims(), weight.shape().dims());
+    if gemm::takes(&grad, rows, out, width)
+        && let Some(weight) = transposed(weight.clone())
+    {
+        return Some(gemm::linear(grad, weight, None));
+    }
+    let dtype = grad.dtype;
+    product(grad, weight, dtype)
+}
+
+/// The gradient of [`linear`] by its weight.
+pub(super) fn linear_weight_backward<R: CubeRuntime>(
+    x: CubeTensor<R>,
+    grad: CubeTensor<R>,
+) -> Option<CubeTensor<R>> {
+    let ([rows, width], [_, out]) = (x.shape().dims(), grad.shape().dims());
+    if gemm::takes(&grad, out, rows, width)
+        && let (Some(x), Some(grad)) = (transposed(x.clone()), transposed(grad.clone()))
+    {
+        return Some(gemm::linear(grad, x, None));
+    }
+    let dtype = grad.dtype;
+    product(exchanged(grad), x, dtype)
+}
+
+/// Rows and columns exchanged, where they lie.
+fn exchanged<R: CubeRuntime>(mut x: CubeTensor<R>) -> CubeTensor<R> {
+    x.meta.swap(0, 1);
+    x
 }
 
 /// The convolution of `[n, c, h, w]`, whose result has its channels last in memory; `None` without matrix units.
@@ -72,11 +107,14 @@ pub(super) fn conv2d<R: CubeRuntime>(
     let ([n, c, h, w], [out, _, kh, kw]) = (x.shape().dims(), weight.shape().dims());
     let side = |length: usize, kernel: usize| (length + 2 * padding - kernel) / stride + 1;
     let (height, width) = (side(h, kh), side(w, kw));
+    if kh == kw && gemm::takes(&x, n * height * width, c, out) {
+        let steps = Steps { side: kh, stride, spread: 1, padding };
+        return Some(gemm::convolution(x, weight, bias, steps, [height, width]));
+    }
     let y = if [kh, kw, stride, padding] == [1, 1, 1, 0] {
-        let rows = reshaped(into_contiguous(permute_nchw_to_nhwc(x)), Shape::new([n * h * w, c]));
+        let rows = reshaped(pixels(x), Shape::new([n * h * w, c]));
         // either order of memory is this matrix
-        let mut turned = reshaped(Image::of(weight).0, Shape::new([out, c]));
-        turned.meta.swap(0, 1);
+        let turned = exchanged(reshaped(Image::of(weight).0, Shape::new([out, c])));
         let dtype = rows.dtype;
         reshaped(product(rows, turned, dtype)?, Shape::new([n, height, width, out]))
     } else {
@@ -104,6 +142,22 @@ pub(super) fn conv2d<R: CubeRuntime>(
         add_row(&y, bias);
     }
     Some(permute_nhwc_to_nchw(y))
+}
+
+/// The gradient of [`conv2d`] by `x` as a convolution; `None` where it takes another kernel than ours.
+pub(super) fn conv2d_x_backward<R: CubeRuntime>(
+    x_shape: &Shape,
+    weight: &CubeTensor<R>,
+    grad: &CubeTensor<R>,
+    stride: usize,
+    padding: usize,
+) -> Option<CubeTensor<R>> {
+    let ([n, c, h, w], [out, _, kh, kw]) = (x_shape.dims(), weight.shape().dims());
+    if kh != kw || kh <= padding || !gemm::takes(grad, n * h * w, out, c) {
+        return None;
+    }
+    let steps = Steps { side: kh, stride: 1, spread: stride, padding: kh - 1 - padding };
+    Some(gemm::convolution(grad.clone(), turned(weight.clone()), None, steps, [h, w]))
 }
 
 fn input<R: CubeRuntime>(x: CubeTensor<R>) -> InputBinding<R> {
