@@ -1,17 +1,18 @@
 """Parity and times on a GPU machine, in one call of under ten minutes, beside diffusers on PyTorch on the same card.
 
-usage: python gpu.py --bin DIR [--out FILE] [--device cuda:0] [--seconds 570] [--units REGEX] [--no-compile]
+usage: python gpu.py --bin DIR [--out FILE] [--device cuda:0] [--seconds 570] [--units REGEX] [--no-compile] [--ours]
 
 DIR holds binaries built elsewhere (docs/performance.md has the commands): `gpu`, and `backends` for the parity test.
 The machine needs its driver, NVRTC with CUDA's headers (CUDA_PATH), Python with torch and diffusers; no registry, no
-weights. What torch lacks (peft, transformers) is not needed.
+weights. What torch lacks (peft, transformers) is not needed. Where diffusers is not installed and there is no registry, carry its
+wheels (`pip download diffusers`, there `pip install --no-index --find-links DIR diffusers`), or leave PyTorch out by --ours.
 
 Prints the parity test's errors and one markdown table, ours and PyTorch's unit by unit in turns, with the peak of the
 card's memory of each process. Kernels are compiled at their first run, and kept. Built with the feature autotune, burn first
 tunes them, for minutes: what is not done in time is named, and a second call goes on with what was kept. PyTorch has SDPA
 and channels-first layout as diffusers sets them; f32 with TF32 allowed, as burn runs it.
 """
-import argparse, gc, os, pathlib, re, statistics, subprocess, sys, tempfile, threading, time
+import argparse, gc, importlib.util, os, pathlib, re, statistics, subprocess, sys, tempfile, threading, time
 import torch
 
 ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -22,9 +23,15 @@ ap.add_argument("--seconds", type=float, default=570, help="units that would beg
 ap.add_argument("--units", default="", help="units whose name has this regular expression in it")
 ap.add_argument("--no-compile", action="store_true", help="leave out torch.compile")
 ap.add_argument("--no-parity", action="store_true")
+ap.add_argument("--ours", action="store_true", help="leave PyTorch's side out")
 ap.add_argument("--warm", type=float, default=90, help="seconds for compiling the kernels of all units, at once; 0: each compiles in its own turn")
 ap.add_argument("--theirs", help=argparse.SUPPRESS)
 args = ap.parse_args()
+missing = [name for name in ("gpu", "backends") if not (args.bin / name).exists() and not (name == "backends" and args.no_parity)]
+if missing:
+    ap.error(f"--bin {args.bin}: no {' and no '.join(missing)} there; docs/performance.md says how to build them")
+if not args.ours and importlib.util.find_spec("diffusers") is None:
+    ap.error("diffusers is not installed here, which PyTorch's side needs: install it, or leave that side out by --ours")
 BEGUN = time.time()
 os.environ.setdefault("CUBECL_AUTOTUNE_LEVEL", "minimal")  # fewer sizes are told apart: minutes less to tune
 STEPS, GUIDED_TFLOP = 20, 1.36
@@ -231,7 +238,7 @@ def main():
     print("\n".join(lines), flush=True)
     units = [("step", "bf16", 1, False), ("step", "f32", 1, False), ("train-paper_128", "f32", 1, False),
              ("pictures", "bf16", 1, False), ("pictures", "bf16", 4, False), ("train-clinical_512", "bf16", 1, False)]
-    units += [] if args.no_compile else [("step", "bf16", 1, True)]
+    units += [] if args.no_compile or args.ours else [("step", "bf16", 1, True)]
     units += [("step", "f16", 1, False), ("step", "bf16", 4, False), ("pictures", "bf16", 16, False),
               ("step", "bf16", 16, False)]
     names = dict.fromkeys(f"{kind} {dtype} {batch}" for kind, dtype, batch, _ in units)
@@ -262,7 +269,7 @@ def main():
         if name not in kept:
             kept[name] = measure(ours(name), min(left(), 90), kept_kernels(name))
         mine, why, peak = kept[name]
-        other, why_not, their_peak = measure([sys.executable, __file__, "--bin", args.bin, "--theirs", f"{name} {int(compiled)}"], min(left(), 90))
+        other, why_not, their_peak = (None, "", 0.0) if args.ours else measure([sys.executable, __file__, "--bin", args.bin, "--theirs", f"{name} {int(compiled)}"], min(left(), 90))
         rate_of = lambda pair, why: why if pair is None else f"{pair[0]:.1f}"
         ratio = "" if None in (mine, other) else f"{(other[0] / mine[0] if kind == 'pictures' else mine[0] / other[0]):.2f}"
         unit_name = {"step": "guided step, ms", "pictures": "pictures a minute"}.get(kind, kind + ", ms")

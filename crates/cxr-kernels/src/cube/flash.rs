@@ -8,14 +8,11 @@
 
 use burn::tensor::{DType, Shape, TensorMetadata};
 use burn_cubecl::cubecl::cmma::MmaDefinition;
-use burn_cubecl::cubecl::ir::features::MmaConfig;
 use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::{CubeRuntime, cubecl, tensor::CubeTensor};
 
 use super::layout::empty;
-
-/// Lanes of a warp.
-const LANES: u32 = 32;
+use super::mma::{self, LANES};
 
 /// Queries of a warp.
 const ROWS: usize = 16;
@@ -308,23 +305,6 @@ fn flash<W: Numeric, H: Float, F: Float, N: Size, P: Size>(
     }
 }
 
-/// Whether the device has what [`attention`] is made of.
-fn is_supported<R: CubeRuntime>(x: &CubeTensor<R>, half: DType) -> bool {
-    let properties = x.client.properties();
-    let config = MmaConfig {
-        a_type: half.into(),
-        b_type: half.into(),
-        cd_type: DType::F32.into(),
-        m: 16,
-        n: 8,
-        k: 16,
-    };
-    let hardware = &properties.hardware;
-    hardware.plane_size_min == LANES
-        && hardware.plane_size_max == LANES
-        && properties.features.matmul.mma.contains(&config)
-}
-
 /// Whether four numbers can be read at once: the head lies without gaps, and every row of one begins at a multiple of four.
 fn in_fours<R: CubeRuntime>(x: &CubeTensor<R>) -> bool {
     let strides = x.meta.strides();
@@ -343,7 +323,8 @@ pub(super) fn attention<R: CubeRuntime>(
     let [b, heads, queries, d] = q.shape().dims();
     let narrow = q.dtype == DType::F32;
     let half = if narrow { DType::F16 } else { q.dtype };
-    if d % 4 != 0 || d > WIDEST || !is_supported(q, half) || ![q, k, v].into_iter().all(in_fours) {
+    if d % 4 != 0 || d > WIDEST || !mma::is_there(q, half.into(), 16) || ![q, k, v].into_iter().all(in_fours)
+    {
         return None;
     }
     let warps = if queries >= MANY { 2 * WARPS } else { WARPS };

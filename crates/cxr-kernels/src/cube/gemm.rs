@@ -8,7 +8,6 @@
 
 use burn::tensor::{DType, Shape, TensorMetadata};
 use burn_cubecl::cubecl::cmma::MmaDefinition;
-use burn_cubecl::cubecl::ir::features::MmaConfig;
 use burn_cubecl::cubecl::ir::{ElemType, FloatKind, StorageType};
 use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::kernel::into_contiguous;
@@ -16,9 +15,7 @@ use burn_cubecl::ops::permute_nhwc_to_nchw;
 use burn_cubecl::{CubeRuntime, cubecl, tensor::CubeTensor};
 
 use super::layout::{empty, empty_of, pixels, reshaped, units};
-
-/// Lanes of a warp.
-const LANES: u32 = 32;
+use super::mma::{self, LANES};
 
 /// Warps of a cube: four down, two across.
 const WARPS: u32 = 8;
@@ -294,17 +291,9 @@ fn shares(tiles: usize, stages: usize, multiprocessors: usize) -> usize {
 /// Whether the kernel is made for a product of so many `rows` and `columns`, in the dtype and on the device of `x`;
 /// `channels` are the terms, or those of one pixel.
 pub(super) fn takes<R: CubeRuntime>(x: &CubeTensor<R>, rows: usize, channels: usize, columns: usize) -> bool {
-    let Some(([_, _, half], k)) = taken(x.dtype) else { return false };
+    let Some(([_, _, number], k)) = taken(x.dtype) else { return false };
     let whole = channels.is_multiple_of(16 / x.dtype.size()) && columns.is_multiple_of(2);
-    let properties = x.client.properties();
-    let config = MmaConfig { a_type: half, b_type: half, cd_type: DType::F32.into(), m: 16, n: 8, k };
-    let hardware = &properties.hardware;
-    whole
-        && rows * channels * columns > 0
-        && rows.div_ceil(ROWS) <= 65_535
-        && hardware.plane_size_min == LANES
-        && hardware.plane_size_max == LANES
-        && properties.features.matmul.mma.contains(&config)
+    whole && rows * channels * columns > 0 && rows.div_ceil(ROWS) <= 65_535 && mma::is_there(x, number, k)
 }
 
 /// `x` `[rows, in]` by `weight` `[out, in]`, and `bias` `[out]`, where the kernel [`takes`] it: the convolution of one line of

@@ -12,6 +12,7 @@ mod flash;
 mod fusion;
 mod gemm;
 mod layout;
+mod mma;
 mod norm;
 mod product;
 mod registered;
