@@ -2,11 +2,10 @@
 
 use burn::tensor::{Shape, TensorMetadata};
 use burn_cubecl::cubecl::prelude::*;
-use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::ops::permute_nhwc_to_nchw;
 use burn_cubecl::{CubeRuntime, cubecl, tensor::CubeTensor};
 
-use super::layout::{empty, pixels, reshaped};
+use super::layout::{empty, in_rows, pixels, reshaped};
 
 /// Rows and columns that a cube brings through its memory at once.
 const TILE: usize = 32;
@@ -14,7 +13,8 @@ const TILE: usize = 32;
 /// Rows of a tile that its units take at a time.
 const AT_ONCE: usize = 8;
 
-/// `x` `[outputs, taps, inputs]` as `[inputs, taps, outputs]`, the taps from the last to the first.
+/// `x` `[outputs, taps, inputs]`, the inputs of a tap `x_row` numbers behind those of the one before, as `[inputs, taps,
+/// outputs]`, the taps from the last to the first.
 ///
 /// By way of shared memory, so that what units beside each other read and write lies beside each other.
 #[cube(launch_unchecked, address_type = "dynamic")]
@@ -24,6 +24,7 @@ fn turn_tiles<F: Float>(
     outputs: usize,
     taps: usize,
     inputs: usize,
+    x_row: usize,
     #[define(F)] _dtype: StorageType,
 ) {
     // a column more than there are: those of one column lie in banks of their own
@@ -36,7 +37,7 @@ fn turn_tiles<F: Float>(
         let (output, input) = (first_output + row + i * AT_ONCE, first_input + column);
         if output < outputs && input < inputs {
             tile[(row + i * AT_ONCE) * comptime!(TILE + 1) + column] =
-                x[(output * taps + tap) * inputs + input];
+                x[(output * taps + tap) * x_row + input];
         }
     }
     sync_cube();
@@ -50,9 +51,8 @@ fn turn_tiles<F: Float>(
     }
 }
 
-/// `[outputs, taps, inputs]` as `[inputs, taps, outputs]`, turned by half.
-fn turn<R: CubeRuntime>(x: CubeTensor<R>) -> CubeTensor<R> {
-    let x = into_contiguous(x);
+/// `[outputs, taps, inputs]`, with `x_row` numbers from tap to tap, as `[inputs, taps, outputs]`, turned by half.
+fn turn<R: CubeRuntime>(x: CubeTensor<R>, x_row: usize) -> CubeTensor<R> {
     let [outputs, taps, inputs] = x.shape().dims();
     let turned = empty(&x, Shape::new([inputs, taps, outputs]));
     if inputs * taps * outputs > 0 {
@@ -69,6 +69,7 @@ fn turn<R: CubeRuntime>(x: CubeTensor<R>) -> CubeTensor<R> {
                 outputs,
                 taps,
                 inputs,
+                x_row,
                 x.dtype.into(),
             );
         }
@@ -79,8 +80,12 @@ fn turn<R: CubeRuntime>(x: CubeTensor<R>) -> CubeTensor<R> {
 /// `[rows, columns]` with rows and columns exchanged, in memory too; `None` for more rows than there are cubes.
 pub(super) fn transposed<R: CubeRuntime>(x: CubeTensor<R>) -> Option<CubeTensor<R>> {
     let [rows, columns] = x.shape().dims();
-    let x = reshaped(into_contiguous(x), Shape::new([rows, 1, columns]));
-    (rows.div_ceil(TILE) <= 65_535).then(|| reshaped(turn(x), Shape::new([columns, rows])))
+    if rows.div_ceil(TILE) > 65_535 {
+        return None;
+    }
+    let (x, row) = in_rows(x);
+    let turned = turn(reshaped(x, Shape::new([rows, 1, columns])), row);
+    Some(reshaped(turned, Shape::new([columns, rows])))
 }
 
 /// The gradient of a convolution is a convolution of the gradient: this is its weight, of `[outputs, inputs, side, side]`, in
@@ -89,6 +94,7 @@ pub(super) fn transposed<R: CubeRuntime>(x: CubeTensor<R>) -> Option<CubeTensor<
 /// The kernel of the forward direction serves both, then, which every test of a picture has tried.
 pub(super) fn turned<R: CubeRuntime>(weight: CubeTensor<R>) -> CubeTensor<R> {
     let [outputs, inputs, height, width] = weight.shape().dims();
-    let turned = turn(reshaped(pixels(weight), Shape::new([outputs, height * width, inputs])));
+    let weight = reshaped(pixels(weight), Shape::new([outputs, height * width, inputs]));
+    let turned = turn(weight, inputs);
     permute_nhwc_to_nchw(reshaped(turned, Shape::new([inputs, height, width, outputs])))
 }

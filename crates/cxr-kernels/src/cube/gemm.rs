@@ -14,8 +14,11 @@ use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::ops::permute_nhwc_to_nchw;
 use burn_cubecl::{CubeRuntime, cubecl, tensor::CubeTensor};
 
-use super::layout::{empty, empty_of, pixels, reshaped, units};
+use super::layout::{empty, empty_of, in_rows, pixels, reshaped, units};
 use super::mma::{self, LANES};
+
+/// Vectors that a warp reads or writes at once.
+const WARP: usize = LANES as usize;
 
 /// Warps of a cube: four down, two across.
 const WARPS: u32 = 8;
@@ -170,17 +173,17 @@ fn gemm<W: Numeric, U: Numeric, H: Float, F: Float, O: Float, N: Size, Q: Size>(
         if stage > first {
             let before = 1 - buffer;
             // two tiles of a warp, two products of a stage
-            let left_at = before * comptime!(ROWS * VECTORS) + warp / 2 * 128 + lane;
+            let left_at = before * comptime!(ROWS * VECTORS) + warp / 2 * comptime!(4 * WARP) + lane;
             let right_at =
                 before * comptime!(tile * VECTORS) + warp % 2 * comptime!(tile / 2 * VECTORS) + lane;
             let mut a = Array::<Vector<U, N>>::new(4usize);
             #[unroll]
             for i in 0..4usize {
-                a[i] = left[left_at + i * 32];
+                a[i] = left[left_at + i * WARP];
             }
             #[unroll]
             for j in 0..across {
-                let b = right[right_at + j * 32];
+                let b = right[right_at + j * WARP];
                 #[unroll]
                 for i in 0..4usize {
                     let words = a[i];
@@ -203,9 +206,9 @@ fn gemm<W: Numeric, U: Numeric, H: Float, F: Float, O: Float, N: Size, Q: Size>(
             }
         }
 
-        let left_at = buffer * comptime!(ROWS * VECTORS) + unit / 32 * 64 + unit % 32;
+        let left_at = buffer * comptime!(ROWS * VECTORS) + warp * comptime!(2 * WARP) + lane;
         left[left_at] = in_turns::<W, U, N>(held[0], held[1], 0usize);
-        left[left_at + 32] = in_turns::<W, U, N>(held[0], held[1], 2usize);
+        left[left_at + WARP] = in_turns::<W, U, N>(held[0], held[1], 2usize);
         #[unroll]
         for i in 0..weight_reads {
             right[buffer * comptime!(tile * VECTORS) + comptime!(i * READ * VECTORS) + unit] =
@@ -309,16 +312,6 @@ pub(super) fn linear<R: CubeRuntime>(
     let weight = Pixels { x: reshaped(weight, Shape::new([out, 1, 1, width])), row: weight_row };
     let y = of_pixels(&x, &weight, bias, Steps { side: 1, stride: 1, spread: 1, padding: 0 }, [1, rows]);
     reshaped(y, Shape::new([rows, out]))
-}
-
-/// `[rows, width]` and the numbers from one row to the next: burn pads rows of what it makes or loads. Without gaps if they
-/// cannot be read in vectors.
-fn in_rows<R: CubeRuntime>(x: CubeTensor<R>) -> (CubeTensor<R>, usize) {
-    let ([_, width], [row, number]) = (x.shape().dims(), [x.meta.strides()[0], x.meta.strides()[1]]);
-    if number == 1 && row >= width && row.is_multiple_of(16 / x.dtype.size()) {
-        return (x, row);
-    }
-    (into_contiguous(x), width)
 }
 
 /// `[n, h, w, c]`, pixels behind one another without gaps but for what lies behind the channels of each.

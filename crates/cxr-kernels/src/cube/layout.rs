@@ -90,6 +90,16 @@ pub(super) fn image<R: CubeRuntime>(x: CubeTensor<R>, h: usize, w: usize) -> Cub
     permute_nhwc_to_nchw(reshaped(into_contiguous(x), Shape::new([n, h, w, c])))
 }
 
+/// `[rows, width]` and the numbers from one row to the next: burn pads rows of what it makes or loads. Without gaps if they
+/// cannot be read in vectors.
+pub(super) fn in_rows<R: CubeRuntime>(x: CubeTensor<R>) -> (CubeTensor<R>, usize) {
+    let ([_, width], [row, number]) = (x.shape().dims(), [x.meta.strides()[0], x.meta.strides()[1]]);
+    if number == 1 && row >= width && row.is_multiple_of(16 / x.dtype.size()) {
+        return (x, row);
+    }
+    (into_contiguous(x), width)
+}
+
 /// A tensor of the device and dtype of `like`, without gaps, with no numbers in it yet.
 pub(super) fn empty<R: CubeRuntime>(like: &CubeTensor<R>, shape: Shape) -> CubeTensor<R> {
     empty_of(like, shape, like.dtype)
