@@ -29,14 +29,19 @@ impl Geometry {
         Self { batch: b, heads, queries, keys: k.shape()[2], width, causal }
     }
 
-    fn scale(&self) -> f32 {
+    pub(super) fn scale(&self) -> f32 {
         (self.width as f32).powf(-0.5)
     }
 
     /// The scores of queries from `start` on, whose rows begin `step` apart, become attention weights.
     pub(super) fn softmax(&self, start: usize, weights: &mut [f32], step: usize) {
-        let seen = |i: usize| if self.causal { (start + i + 1).min(self.keys) } else { self.keys };
+        let seen = |i: usize| self.seen(start + i);
         dispatch(Softmax { weights, keys: self.keys, step, scale: self.scale(), seen });
+    }
+
+    /// How many keys a query attends to: the first ones.
+    pub(super) fn seen(&self, query: usize) -> usize {
+        if self.causal { (query + 1).min(self.keys) } else { self.keys }
     }
 
     /// Every head: batch and head.
@@ -82,10 +87,20 @@ impl<S: Fn(usize) -> usize> Kernel for Softmax<'_, S> {
             let (seen, hidden) = row[..self.keys].split_at_mut((self.seen)(i));
             let maximum = lanes(seen, f32::NEG_INFINITY, |m, x| if x > m { x } else { m });
             let maximum = maximum.into_iter().fold(f32::NEG_INFINITY, f32::max);
-            for x in &mut *seen {
-                *x = exp::<FMA>((*x - maximum) * self.scale);
+            // sums in interleaved parts, as those of `lanes`
+            let mut sums = [0.0_f32; LANES];
+            let (blocks, rest) = seen.as_chunks_mut::<LANES>();
+            for block in blocks {
+                for (x, sum) in block.iter_mut().zip(&mut sums) {
+                    *x = exp::<FMA>((*x - maximum) * self.scale);
+                    *sum += *x;
+                }
             }
-            let inverse = 1.0 / lanes(seen, 0.0, |sum, x| sum + x).iter().sum::<f32>();
+            for (x, sum) in rest.iter_mut().zip(&mut sums) {
+                *x = exp::<FMA>((*x - maximum) * self.scale);
+                *sum += *x;
+            }
+            let inverse = 1.0 / sums.iter().sum::<f32>();
             for x in seen {
                 *x *= inverse;
             }

@@ -199,6 +199,11 @@ impl DiffusionBackend for Flex {
         cache: &WeightCache,
     ) -> FlexTensor {
         let dtype = grad.dtype();
+        if dtype == DType::BF16
+            && let Some(y) = products::conv2d_x_backward(&x_shape, &weight, &grad, stride, padding)
+        {
+            return y;
+        }
         // a widened copy is new each time: nothing may be kept that was derived from it
         let is_copy = weight.dtype() != DType::F32;
         let (weight, grad) = (widen(weight), widen(grad));
@@ -301,6 +306,11 @@ impl DiffusionBackend for Flex {
         grad: FlexTensor,
         causal: bool,
     ) -> [FlexTensor; 3] {
+        if q.dtype() == DType::BF16
+            && let Some(gradients) = products::attention_backward(&q, &k, &v, &grad, causal)
+        {
+            return gradients;
+        }
         by_dtype(
             [q, k, v, grad],
             |[q, k, v, grad]| attention::backward(q, k, v, grad, causal),

@@ -2,11 +2,24 @@
 
 use burn_flex::FlexTensor;
 
+use super::Path;
+
 /// `softmax(q k^T / sqrt(d)) v` for `q` `[b, heads, n, d]`, `k` and `v` `[b, heads, m, d]`, all f32 or all bf16; `None` where
 /// the processor has no instructions for it.
 ///
 /// Scores, softmax and sums are f32; in bf16 the weights are rounded before they are multiplied with the values.
 pub(in super::super) fn attention(
+    q: &FlexTensor,
+    k: &FlexTensor,
+    v: &FlexTensor,
+    causal: bool,
+) -> Option<FlexTensor> {
+    attention_by(Path::of(q.dtype()), q, k, v, causal)
+}
+
+/// [`attention`] by one of the paths for such numbers.
+pub(super) fn attention_by(
+    path: Path,
     q: &FlexTensor,
     k: &FlexTensor,
     v: &FlexTensor,
@@ -19,55 +32,68 @@ pub(in super::super) fn attention(
         use super::super::attention::{Geometry, Heads};
         use super::super::elementwise::tensor;
         use super::super::half::half_tensor;
-        use super::Path;
+        use super::tiles::Tiles;
+        use super::vectors::Vectors;
 
-        let (path, geometry) = (Path::of(q.dtype()), Geometry::new(q, k, causal));
-        if !matches!(path, Path::Single | Path::Bf16) {
+        if !matches!(path, Path::Single | Path::Bf16 | Path::Tiles) {
             return None;
         }
+        let geometry = Geometry::new(q, k, causal);
         let [q, k, v] = [q, k, v].map(|x| Heads::new(x.clone()));
         let shape = Shape::new([geometry.batch, geometry.queries, geometry.heads, geometry.width]);
         let y = match path {
-            Path::Single => tensor(by_vectors::attention::<f32>(geometry, [&q, &k, &v]), shape),
-            _ => half_tensor(by_vectors::attention::<bf16>(geometry, [&q, &k, &v]), shape),
+            Path::Single => tensor(by_panels::attention::<f32, Vectors>(geometry, [&q, &k, &v]), shape),
+            Path::Bf16 => half_tensor(by_panels::attention::<bf16, Vectors>(geometry, [&q, &k, &v]), shape),
+            _ => half_tensor(by_panels::attention::<bf16, Tiles>(geometry, [&q, &k, &v]), shape),
         };
         Some(y.transpose(1, 2))
     }
     #[cfg(not(target_arch = "x86_64"))]
     {
-        let _ = (q, k, v, causal);
+        let _ = (path, q, k, v, causal);
         None
     }
 }
 
-/// On AVX-512.
+/// On AVX-512 and AMX.
 #[cfg(target_arch = "x86_64")]
-mod by_vectors {
+pub(super) mod by_panels {
     use std::ops::Range;
 
     use burn::tensor::bf16;
     use rayon::prelude::*;
 
     use super::super::Target;
-    use super::super::linear::by_vectors::Lines;
-    use super::super::product::{Buffers, LANES, Number, Rows, Sink, block};
+    use super::super::linear::by_panels::Lines;
+    use super::super::number::Number;
+    use super::super::product::{Buffers, Engine, LANES, Rows, Sink, block, block_onto};
+    use super::super::softmax::{self, Weights};
     use super::super::weights::{Packed, Panels, Plain, Transposed};
     use crate::flex::attention::{Geometry, Heads};
     use crate::flex::elementwise::filled;
-    use crate::flex::half::Half;
 
     /// Scores of some queries: 512 KiB, to stay in the second-level cache beside their rounded weights.
     const SCORES: usize = 128 * 1024;
-    /// Queries are taken in multiples of what the product takes at once.
-    const UNIT: usize = 6;
+    /// Queries of a task, in multiples of what the product takes at once: no more than this.
+    const MOST: usize = 192;
 
     /// A number that attention multiplies.
-    pub(super) trait Weight: Number {
+    pub(in super::super) trait Weight: Number {
         /// The whole buffer of a tensor.
         fn buffer(heads: &Heads) -> &[Self];
 
-        /// `weights` as they are multiplied, in `to` if need be.
-        fn rounded<'a>(weights: &'a [f32], to: &'a mut Vec<Self>) -> &'a [Self];
+        /// What the scores of some queries, from `first` on, become before they are multiplied with the values, in their
+        /// place or in `to`: weights, and what their sums are multiplied by, if they are not normalized.
+        ///
+        /// # Safety
+        /// The processor must have what [`Number`] takes; `scores` must be those of the queries, `step` apart.
+        unsafe fn weights<'a>(
+            geometry: &Geometry,
+            first: usize,
+            scores: &'a mut [f32],
+            step: usize,
+            to: &'a mut Weights,
+        ) -> (Rows<'a, Self>, &'a [f32]);
     }
 
     impl Weight for f32 {
@@ -75,8 +101,15 @@ mod by_vectors {
             heads.tensor.storage()
         }
 
-        fn rounded<'a>(weights: &'a [f32], _: &'a mut Vec<Self>) -> &'a [Self] {
-            weights
+        unsafe fn weights<'a>(
+            geometry: &Geometry,
+            first: usize,
+            scores: &'a mut [f32],
+            step: usize,
+            _: &'a mut Weights,
+        ) -> (Rows<'a, Self>, &'a [f32]) {
+            geometry.softmax(first, scores, step);
+            (Rows { count: scores.len() / step, data: scores, depth: geometry.keys, step }, &[])
         }
     }
 
@@ -85,40 +118,51 @@ mod by_vectors {
             heads.tensor.storage()
         }
 
-        fn rounded<'a>(weights: &'a [f32], to: &'a mut Vec<Self>) -> &'a [Self] {
-            to.clear();
-            to.reserve(weights.len());
-            bf16::narrow(weights, &mut to.spare_capacity_mut()[..weights.len()]);
-            // SAFETY: all of them have been written.
-            unsafe { to.set_len(weights.len()) };
-            to
+        unsafe fn weights<'a>(
+            geometry: &Geometry,
+            first: usize,
+            scores: &'a mut [f32],
+            step: usize,
+            to: &'a mut Weights,
+        ) -> (Rows<'a, Self>, &'a [f32]) {
+            // the panels of the values go on with zeros, as these weights do
+            let (count, width) = (scores.len() / step, geometry.keys.next_multiple_of(softmax::UNIT));
+            // SAFETY: the caller's word.
+            unsafe { to.fill(scores, step, count, width, geometry.scale(), |i| geometry.seen(first + i)) };
+            (Rows { data: to.as_slice(), count, depth: width, step: width }, &to.factors)
         }
     }
 
-    /// Leaves the sums where they are.
-    struct Kept;
-
-    impl Sink for Kept {
-        unsafe fn store(&self, _: usize, _: Range<usize>, _: &[f32]) {}
+    /// Rows from `row` and columns from `column` on of a result, each row times its factor, if there are any.
+    pub(in super::super) struct Part<'a, S> {
+        pub(in super::super) of: &'a S,
+        pub(in super::super) row: usize,
+        pub(in super::super) column: usize,
+        pub(in super::super) factors: &'a [f32],
     }
 
-    /// Rows from `row` and columns from `column` on of a result.
-    struct Part<'a, S> {
-        of: &'a S,
-        row: usize,
-        column: usize,
+    /// How many queries are taken at once.
+    pub(in super::super) fn chunk_size<T, E: Engine<T>>(keys: usize) -> usize {
+        (SCORES / keys).clamp(E::ROWS, MOST) / E::ROWS * E::ROWS
     }
 
     impl<S: Sink> Sink for Part<'_, S> {
-        unsafe fn store(&self, row: usize, columns: Range<usize>, sums: &[f32]) {
+        unsafe fn store(&self, rows: Range<usize>, columns: Range<usize>, sums: &mut [f32], step: usize) {
+            for (sums, factor) in sums.chunks_mut(step).zip(self.factors.iter().skip(rows.start)) {
+                sums.iter_mut().take(columns.len()).for_each(|sum| *sum *= factor);
+            }
+            let rows = self.row + rows.start..self.row + rows.end;
             let columns = self.column + columns.start..self.column + columns.end;
             // SAFETY: they are those of the result, by the word of who made this.
-            unsafe { self.of.store(self.row + row, columns, sums) };
+            unsafe { self.of.store(rows, columns, sums, step) };
         }
     }
 
     /// `[b, n, heads, d]`.
-    pub(super) fn attention<T: Weight>(geometry: Geometry, [q, k, v]: [&Heads; 3]) -> Vec<T>
+    pub(in super::super) fn attention<T: Weight, E: Engine<T>>(
+        geometry: Geometry,
+        [q, k, v]: [&Heads; 3],
+    ) -> Vec<T>
     where
         for<'a> Lines<'a, T>: Sink,
     {
@@ -127,14 +171,14 @@ mod by_vectors {
         let panels: Vec<[Panels; 2]> = places
             .par_iter()
             .map(|&place| {
-                let ((start, step), panels) = (k.place(place), None);
-                let k = Transposed { data: &T::buffer(k)[start..], columns: keys, step, panels };
+                let (start, step) = k.place(place);
+                let k = Transposed { data: &T::buffer(k)[start..], columns: keys, step };
                 let (start, step) = v.place(place);
                 let v = Plain { data: &T::buffer(v)[start..], columns: width, step };
                 [Panels::new(&k, width), Panels::new(&v, keys)]
             })
             .collect();
-        let size = (SCORES / keys).clamp(UNIT, 32 * UNIT) / UNIT * UNIT;
+        let size = chunk_size::<T, E>(keys);
         let chunks = || (0..queries).step_by(size).map(|start| start..(start + size).min(queries));
         let tasks: Vec<_> =
             (0..places.len()).flat_map(|head| chunks().map(move |chunk| (head, chunk))).collect();
@@ -143,23 +187,22 @@ mod by_vectors {
         unsafe {
             filled(batch * queries * heads * width, |out| {
                 let lines = Lines { target: Target::new(out), columns: heads * width, bias: None };
-                let buffers = || (Buffers::default(), Buffers::default(), Vec::new());
-                tasks.into_par_iter().for_each_init(buffers, |(scores, sums, rounded), (head, chunk)| {
+                let buffers = || (Buffers::default(), Buffers::default(), Weights::default());
+                tasks.into_par_iter().for_each_init(buffers, |(scores, sums, weights), (head, chunk)| {
                     let (place, [k, v]) = (places[head], &panels[head]);
                     let (start, step) = q.place(place);
                     let (first, count) = (chunk.start, chunk.len());
                     let data = &T::buffer(q)[start + first * step..];
                     let rows = Rows { data, count, depth: width, step };
                     let k = Packed { panels: k, columns: keys };
-                    block(rows, &k, &Kept, 0..count, 0..keys, scores);
+                    block_onto::<T, E>(rows, &k, 0..count, 0..keys, false, scores);
                     let step = keys.next_multiple_of(LANES);
-                    let weights = &mut scores.sums[..count * step];
-                    geometry.softmax(first, weights, step);
-                    let data = T::rounded(weights, rounded);
-                    let rows = Rows { data, count, depth: keys, step };
+                    let scores = &mut scores.sums.as_mut_slice()[..count * step];
+                    let (rows, factors) = T::weights(&geometry, first, scores, step, weights);
                     let v = Packed { panels: v, columns: width };
-                    let part = Part { of: &lines, row: place.0 * queries + first, column: place.1 * width };
-                    block(rows, &v, &part, 0..count, 0..width, sums);
+                    let (row, column) = (place.0 * queries + first, place.1 * width);
+                    let part = Part { of: &lines, row, column, factors };
+                    block::<T, E>(rows, &v, &part, 0..count, 0..width, sums);
                 });
             })
         }

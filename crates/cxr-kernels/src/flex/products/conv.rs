@@ -1,5 +1,6 @@
 //! Convolution as one product: filters times unfolded pixels, of which a panel at a time exists.
 
+use burn::tensor::Shape;
 use burn_flex::FlexTensor;
 
 use super::Path;
@@ -13,16 +14,29 @@ pub(in super::super) fn conv2d(
     stride: usize,
     padding: usize,
 ) -> Option<FlexTensor> {
+    conv2d_by(Path::of(x.dtype()), x, weight, bias, stride, padding)
+}
+
+/// [`conv2d`] by one of the paths for such numbers.
+pub(super) fn conv2d_by(
+    path: Path,
+    x: &FlexTensor,
+    weight: &FlexTensor,
+    bias: Option<&FlexTensor>,
+    stride: usize,
+    padding: usize,
+) -> Option<FlexTensor> {
     #[cfg(target_arch = "x86_64")]
     {
-        use burn::tensor::{Shape, TensorMetadata, bf16};
+        use burn::tensor::{TensorMetadata, bf16};
 
         use super::super::conv::Geometry;
         use super::super::elementwise::{contiguous, slice, tensor};
         use super::super::half::{elements, half_tensor, widened};
+        use super::tiles::Tiles;
+        use super::vectors::Vectors;
 
-        let path = Path::of(x.dtype());
-        if !matches!(path, Path::Single | Path::Bf16) {
+        if !matches!(path, Path::Single | Path::Bf16 | Path::Tiles) {
             return None;
         }
         let (x, weight) = (contiguous(x.clone()), contiguous(weight.clone()));
@@ -30,32 +44,96 @@ pub(in super::super) fn conv2d(
         let geometry = Geometry::new(&x.shape(), &weight.shape(), stride, padding);
         let [channels, height, width] = geometry.output;
         let shape = Shape::new([geometry.batch, channels, height, width]);
+        let bias = bias.as_deref();
         Some(match path {
             Path::Single => {
-                tensor(by_vectors::conv2d(slice(&x), slice(&weight), bias.as_deref(), &geometry), shape)
+                tensor(by_panels::conv2d::<f32, Vectors>(slice(&x), slice(&weight), bias, &geometry), shape)
             }
+            Path::Bf16 => half_tensor(
+                by_panels::conv2d::<bf16, Vectors>(elements(&x), elements(&weight), bias, &geometry),
+                shape,
+            ),
             _ => half_tensor(
-                by_vectors::conv2d::<bf16>(elements(&x), elements(&weight), bias.as_deref(), &geometry),
+                by_panels::conv2d::<bf16, Tiles>(elements(&x), elements(&weight), bias, &geometry),
                 shape,
             ),
         })
     }
     #[cfg(not(target_arch = "x86_64"))]
     {
-        let _ = (x, weight, bias, stride, padding, Path::General);
+        let _ = (path, x, weight, bias, stride, padding);
         None
     }
 }
 
-/// On AVX-512.
+/// The gradient of a convolution in bf16 by its input, which has the shape `x_shape`; `None` where the processor has no
+/// instructions for it.
+///
+/// It is itself one, of the output's gradient with turned kernels, which are copied for the call.
+pub(in super::super) fn conv2d_x_backward(
+    x_shape: &Shape,
+    weight: &FlexTensor,
+    grad: &FlexTensor,
+    stride: usize,
+    padding: usize,
+) -> Option<FlexTensor> {
+    conv2d_x_backward_by(Path::of(grad.dtype()), x_shape, weight, grad, stride, padding)
+}
+
+/// [`conv2d_x_backward`] by one of the paths for such numbers.
+pub(super) fn conv2d_x_backward_by(
+    path: Path,
+    x_shape: &Shape,
+    weight: &FlexTensor,
+    grad: &FlexTensor,
+    stride: usize,
+    padding: usize,
+) -> Option<FlexTensor> {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use burn::tensor::{TensorMetadata, bf16};
+
+        use super::super::elementwise::contiguous;
+        use super::super::half::{elements, half_tensor};
+        use super::turned::{spread, turned};
+
+        let ([n, _, h, w], [out, c, kh, kw]) = (x_shape.dims(), weight.shape().dims());
+        if !matches!(path, Path::Bf16 | Path::Tiles) || kh != kw || padding >= kh {
+            return None;
+        }
+        let weight = contiguous(weight.clone());
+        let weight =
+            half_tensor(turned::<bf16>(elements(&weight), [out, c, kh * kw]), Shape::new([c, out, kh, kw]));
+        let [_, _, height, width] = grad.shape().dims();
+        // so many pixels give the input's with kernels that lie at all of them
+        let spread_to = [h, w].map(|size| size + 2 * padding + 1 - kh);
+        let grad = if stride == 1 {
+            grad.clone()
+        } else {
+            let grad = contiguous(grad.clone());
+            let pixels = spread::<bf16>(elements(&grad), [height, width], stride, spread_to);
+            half_tensor(pixels, Shape::new([n, out, spread_to[0], spread_to[1]]))
+        };
+        conv2d_by(path, &grad, &weight, None, 1, kh - 1 - padding)
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        let _ = (path, x_shape, weight, grad, stride, padding);
+        None
+    }
+}
+
+/// On AVX-512 and AMX.
 #[cfg(target_arch = "x86_64")]
-mod by_vectors {
+mod by_panels {
     use std::ops::Range;
 
     use burn::tensor::bf16;
 
     use super::super::Target;
-    use super::super::product::{Bias, Number, Rows, Sink, multiply, round, write};
+    use super::super::number::Number;
+    use super::super::product::{Engine, Rows, Sink, multiply};
+    use super::super::store::{Bias, round, write};
     use super::super::unfolded::Unfolded;
     use crate::flex::conv::Geometry;
     use crate::flex::elementwise::filled;
@@ -69,46 +147,58 @@ mod by_vectors {
     }
 
     impl<T> Planes<'_, T> {
-        /// Hands on the sums of a row in runs that lie side by side in one image, with their bias and place.
+        /// Hands on sums in runs that lie side by side in one row and image, with their bias and place.
         ///
         /// # Safety
-        /// Row and columns must be those of the product.
+        /// Rows and columns must be those of the product.
         unsafe fn runs(
             &self,
-            row: usize,
+            rows: Range<usize>,
             columns: Range<usize>,
-            sums: &[f32],
+            sums: &mut [f32],
+            step: usize,
             store: impl Fn(&[f32], Bias<'_>, *mut T),
         ) {
-            let bias = Bias::All(self.bias.map_or(0.0, |bias| bias[row]));
             let mut done = columns.start;
             while done < columns.end {
                 // as far as this image goes
                 let (image, pixel) = (done / self.plane, done % self.plane);
                 let end = ((image + 1) * self.plane).min(columns.end);
-                // SAFETY: the place lies in the result.
-                let place = unsafe { self.target.at((image * self.channels + row) * self.plane + pixel) };
-                store(&sums[done - columns.start..end - columns.start], bias, place);
+                let run = done - columns.start..end - columns.start;
+                for (row, sums) in rows.clone().zip(sums.chunks(step)) {
+                    let bias = Bias::All(self.bias.map_or(0.0, |bias| bias[row]));
+                    // SAFETY: the place lies in the result.
+                    let place = unsafe { self.target.at((image * self.channels + row) * self.plane + pixel) };
+                    store(&sums[run.clone()], bias, place);
+                }
                 done = end;
             }
         }
     }
 
     impl Sink for Planes<'_, f32> {
-        unsafe fn store(&self, row: usize, columns: Range<usize>, sums: &[f32]) {
-            // SAFETY: no other task has these places, of which there are as many as sums; the processor has what it takes.
-            unsafe { self.runs(row, columns, sums, |sums, bias, place| write(sums, bias, place)) };
+        unsafe fn store(&self, rows: Range<usize>, columns: Range<usize>, sums: &mut [f32], step: usize) {
+            let store = |sums: &[f32], bias: Bias<'_>, place| {
+                // SAFETY: no other task has these places, of which there are as many as sums; the processor has what it takes.
+                unsafe { write(sums, bias, place) }
+            };
+            // SAFETY: the caller's word.
+            unsafe { self.runs(rows, columns, sums, step, store) };
         }
     }
 
     impl Sink for Planes<'_, bf16> {
-        unsafe fn store(&self, row: usize, columns: Range<usize>, sums: &[f32]) {
-            // SAFETY: as above.
-            unsafe { self.runs(row, columns, sums, |sums, bias, place| round(sums, bias, place)) };
+        unsafe fn store(&self, rows: Range<usize>, columns: Range<usize>, sums: &mut [f32], step: usize) {
+            let store = |sums: &[f32], bias: Bias<'_>, place| {
+                // SAFETY: as above.
+                unsafe { round(sums, bias, place) }
+            };
+            // SAFETY: the caller's word.
+            unsafe { self.runs(rows, columns, sums, step, store) };
         }
     }
 
-    pub(super) fn conv2d<T: Number + Default>(
+    pub(super) fn conv2d<T: Number + Default, E: Engine<T>>(
         x: &[T],
         weight: &[T],
         bias: Option<&[f32]>,
@@ -126,7 +216,7 @@ mod by_vectors {
             filled(geometry.batch * geometry.output_len(), |out| {
                 let target = Target::new(out);
                 let sink = Planes { target, channels, plane: height * width, bias };
-                multiply(rows, &columns, &sink);
+                multiply::<T, E>(rows, &columns, &sink);
             })
         }
     }

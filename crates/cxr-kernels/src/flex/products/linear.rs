@@ -7,6 +7,10 @@ use super::super::elementwise::contiguous;
 #[cfg(target_arch = "x86_64")]
 use super::super::elementwise::{slice, tensor};
 use super::super::half::{elements, half_tensor, widened};
+#[cfg(target_arch = "x86_64")]
+use super::tiles::Tiles;
+#[cfg(target_arch = "x86_64")]
+use super::vectors::Vectors;
 use super::{Path, panels};
 use crate::{WeightCache, plain};
 
@@ -58,14 +62,36 @@ pub(super) fn product(
     match (path, x.dtype()) {
         #[cfg(target_arch = "x86_64")]
         (Path::Single, _) => {
-            let panels = by_vectors::panels(cache, &as_stored, slice(&weight), order, sizes);
-            tensor(by_vectors::product(slice(&x), slice(&weight), bias, order, sizes, panels), shape)
+            let panels = by_panels::panels::<f32, Vectors>(cache, &as_stored, slice(&weight), order, sizes);
+            let y = by_panels::product::<f32, Vectors>(slice(&x), slice(&weight), bias, order, sizes, panels);
+            tensor(y, shape)
         }
         #[cfg(target_arch = "x86_64")]
         (Path::Bf16, _) => {
-            let panels = by_vectors::panels::<bf16>(cache, &as_stored, elements(&weight), order, sizes);
-            let y = by_vectors::product(elements(&x), elements(&weight), bias, order, sizes, panels);
-            half_tensor::<bf16>(y, shape)
+            let panels =
+                by_panels::panels::<bf16, Vectors>(cache, &as_stored, elements(&weight), order, sizes);
+            let y = by_panels::product::<bf16, Vectors>(
+                elements(&x),
+                elements(&weight),
+                bias,
+                order,
+                sizes,
+                panels,
+            );
+            half_tensor(y, shape)
+        }
+        #[cfg(target_arch = "x86_64")]
+        (Path::Tiles, _) => {
+            let panels = by_panels::panels::<bf16, Tiles>(cache, &as_stored, elements(&weight), order, sizes);
+            let y = by_panels::product::<bf16, Tiles>(
+                elements(&x),
+                elements(&weight),
+                bias,
+                order,
+                sizes,
+                panels,
+            );
+            half_tensor(y, shape)
         }
         (_, DType::F16) => {
             half_tensor(panels::product::<f16>(elements(&x), elements(&weight), bias, order, sizes), shape)
@@ -74,9 +100,9 @@ pub(super) fn product(
     }
 }
 
-/// On AVX-512.
+/// On AVX-512 and AMX.
 #[cfg(target_arch = "x86_64")]
-pub(super) mod by_vectors {
+pub(super) mod by_panels {
     use std::ops::Range;
     use std::sync::Arc;
 
@@ -84,8 +110,10 @@ pub(super) mod by_vectors {
     use burn_flex::FlexTensor;
 
     use super::super::Target;
-    use super::super::product::{Bias, Number, Rows, Sink, multiply, round, row_blocks, write};
-    use super::super::weights::{Panels, Plain, Transposed};
+    use super::super::number::Number;
+    use super::super::product::{Engine, Rows, Sink, multiply, row_blocks};
+    use super::super::store::{Bias, round, write};
+    use super::super::weights::{Packed, Panels, Plain, Transposed};
     use super::Order;
     use crate::WeightCache;
     use crate::flex::elementwise::filled;
@@ -105,39 +133,50 @@ pub(super) mod by_vectors {
     }
 
     impl Sink for Lines<'_, f32> {
-        unsafe fn store(&self, row: usize, columns: Range<usize>, sums: &[f32]) {
-            let start = row * self.columns + columns.start;
-            // SAFETY: the place lies in the result, and no other task has it; the processor has what it takes.
-            unsafe { write(sums, self.bias(columns), self.target.at(start)) };
+        unsafe fn store(&self, rows: Range<usize>, columns: Range<usize>, sums: &mut [f32], step: usize) {
+            let bias = self.bias(columns.clone());
+            for (row, sums) in rows.zip(sums.chunks(step)) {
+                // SAFETY: the place lies in the result, and no other task has it; the processor has what it takes.
+                unsafe {
+                    let place = self.target.at(row * self.columns + columns.start);
+                    write(&sums[..columns.len()], bias, place);
+                }
+            }
         }
     }
 
     impl Sink for Lines<'_, bf16> {
-        unsafe fn store(&self, row: usize, columns: Range<usize>, sums: &[f32]) {
-            let start = row * self.columns + columns.start;
-            // SAFETY: as above.
-            unsafe { round(sums, self.bias(columns), self.target.at(start)) };
+        unsafe fn store(&self, rows: Range<usize>, columns: Range<usize>, sums: &mut [f32], step: usize) {
+            let bias = self.bias(columns.clone());
+            for (row, sums) in rows.zip(sums.chunks(step)) {
+                // SAFETY: as above.
+                unsafe {
+                    let place = self.target.at(row * self.columns + columns.start);
+                    round(&sums[..columns.len()], bias, place);
+                }
+            }
         }
     }
 
-    /// The panels of a weight that its cache has, or has room for.
-    pub(super) fn panels<T: Number>(
+    /// The panels of a weight that its cache has, or has room for, or that are worth making for one call.
+    pub(super) fn panels<T: Number, E: Engine<T>>(
         cache: &WeightCache,
         weight: &FlexTensor,
         data: &[T],
         order: Order,
         [rows, columns, depth]: [usize; 3],
     ) -> Option<Arc<Panels>> {
+        let blocks = row_blocks::<T, E>(rows, columns);
+        let once = |matrix: &dyn Fn() -> Panels| (E::PACKS_ONCE && blocks > 1).then(|| Arc::new(matrix()));
         if order == Order::Plain {
-            return None; // its lines lie as those of a panel do: there is little to save
+            // its lines lie as those of a panel do: there is little to save
+            return once(&|| Panels::new(&Plain { data, columns, step: columns }, depth));
         }
-        let bytes = Panels::bytes::<T>(columns, depth);
-        kept(cache, weight, bytes, row_blocks(rows, columns), || {
-            Panels::new(&Transposed { data, columns, step: depth, panels: None }, depth)
-        })
+        let pack = || Panels::new(&Transposed { data, columns, step: depth }, depth);
+        kept(cache, weight, Panels::bytes::<T>(columns, depth), blocks, pack).or_else(|| once(&pack))
     }
 
-    pub(super) fn product<T: Number>(
+    pub(super) fn product<T: Number, E: Engine<T>>(
         x: &[T],
         weight: &[T],
         bias: Option<&[f32]>,
@@ -154,12 +193,15 @@ pub(super) mod by_vectors {
                 let target = Target::new(out);
                 let sink = Lines { target, columns, bias };
                 let rows = Rows { data: x, count: rows, depth, step: depth };
-                match order {
-                    Order::Transposed => {
-                        let panels = panels.as_deref();
-                        multiply(rows, &Transposed { data: weight, columns, step: depth, panels }, &sink)
+                match (&panels, order) {
+                    (Some(panels), _) => multiply::<T, E>(rows, &Packed { panels, columns }, &sink),
+                    (_, Order::Transposed) => {
+                        let step = depth;
+                        multiply::<T, E>(rows, &Transposed { data: weight, columns, step }, &sink)
                     }
-                    Order::Plain => multiply(rows, &Plain { data: weight, columns, step: columns }, &sink),
+                    (_, Order::Plain) => {
+                        multiply::<T, E>(rows, &Plain { data: weight, columns, step: columns }, &sink)
+                    }
                 }
             })
         }

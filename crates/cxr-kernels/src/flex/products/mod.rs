@@ -3,30 +3,45 @@
 //!
 //! | Dtype and processor | How |
 //! |---|---|
-//! | f32, AVX-512 | [`product`]: a layer's weights are turned into panels by registers, which for the few rows of a small picture costs a fraction of what a general product takes to bring them into order |
-//! | bf16, AVX-512 BF16 | [`product`]: pairs of bf16 are multiplied as they are, two at a time in each lane |
+//! | f32, AVX-512 | [`product`] by [`vectors`]: a layer's weights are turned into panels by registers, which for the few rows of a small picture costs a fraction of what a general product takes to bring them into order |
+//! | bf16, AMX | [`product`] by [`tiles`]: sixteen rows by sixteen columns in one instruction |
+//! | bf16, AVX-512 BF16 | [`product`] by [`vectors`]: pairs of bf16 are multiplied as they are, two at a time in each lane |
 //! | other half precision | [`panels`]: blocks of both operands become f32 in a buffer that stays in the cache |
 //! | other f32, f64 | burn's product |
 //!
-//! Linear layers have all of them, convolutions and attention the first two: elsewhere in half precision they work in f32 on
+//! Linear layers have all of them, convolutions and attention the first three: elsewhere in half precision they work in f32 on
 //! operands that are converted whole.
 //!
 //! Every sum goes along the depth from its first element to its last, whatever the blocks and however many threads and
 //! rows there are: a row of a batch has the bits that it has alone.
 
 mod attention;
+mod attention_backward;
 mod conv;
 mod linear;
+#[cfg(target_arch = "x86_64")]
+mod number;
 mod panels;
 #[cfg(target_arch = "x86_64")]
 mod product;
 #[cfg(target_arch = "x86_64")]
+mod softmax;
+#[cfg(target_arch = "x86_64")]
+mod store;
+#[cfg(target_arch = "x86_64")]
+mod tiles;
+#[cfg(target_arch = "x86_64")]
+mod turned;
+#[cfg(target_arch = "x86_64")]
 mod unfolded;
+#[cfg(target_arch = "x86_64")]
+mod vectors;
 #[cfg(target_arch = "x86_64")]
 mod weights;
 
 pub(super) use attention::attention;
-pub(super) use conv::conv2d;
+pub(super) use attention_backward::attention_backward;
+pub(super) use conv::{conv2d, conv2d_x_backward};
 pub(super) use linear::{linear, linear_x_backward};
 
 use std::mem::MaybeUninit;
@@ -35,12 +50,18 @@ use burn::tensor::DType;
 #[cfg(target_arch = "x86_64")]
 use burn::tensor::bf16;
 
+#[cfg(target_arch = "x86_64")]
+use self::product::Engine as _;
+
 /// Which instructions a product is made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Path {
     /// f32 on AVX-512.
     #[cfg(target_arch = "x86_64")]
     Single,
+    /// bf16 on AMX.
+    #[cfg(target_arch = "x86_64")]
+    Tiles,
     /// bf16 on AVX-512 BF16.
     #[cfg(target_arch = "x86_64")]
     Bf16,
@@ -55,9 +76,11 @@ impl Path {
     fn of(dtype: DType) -> Self {
         match dtype {
             #[cfg(target_arch = "x86_64")]
-            DType::F32 if <f32 as product::Number>::is_available() => Self::Single,
+            DType::F32 if <vectors::Vectors as product::Engine<f32>>::is_available() => Self::Single,
             #[cfg(target_arch = "x86_64")]
-            DType::BF16 if <bf16 as product::Number>::is_available() => Self::Bf16,
+            DType::BF16 if tiles::Tiles::is_available() => Self::Tiles,
+            #[cfg(target_arch = "x86_64")]
+            DType::BF16 if <vectors::Vectors as product::Engine<bf16>>::is_available() => Self::Bf16,
             DType::BF16 | DType::F16 => Self::Panels,
             _ => Self::General,
         }
@@ -70,18 +93,16 @@ fn even_blocks(count: usize, most: usize, unit: usize) -> usize {
     count.div_ceil(blocks).next_multiple_of(unit).max(unit)
 }
 
-/// The blocks of a result: rows and columns of each.
+/// The blocks of a result: rows and columns of each, no more than `sums` in all.
 ///
 /// What is computed does not depend on them, so they may look at the number of threads.
-fn blocks(rows: usize, columns: usize, row_unit: usize, column_unit: usize) -> [usize; 2] {
-    /// Sums of a block: 384 KiB, to stay in the second-level cache beside the operands.
-    const SUMS: usize = 96 * 1024;
+fn blocks(rows: usize, columns: usize, sums: usize, row_unit: usize, column_unit: usize) -> [usize; 2] {
     const MOST_COLUMNS: usize = 384;
     /// Rows below which bringing the columns into order would cost too much beside multiplying them.
     const FEWEST_ROWS: usize = 96;
 
     let mut width = even_blocks(columns, MOST_COLUMNS, column_unit);
-    let mut height = even_blocks(rows, SUMS / width, row_unit);
+    let mut height = even_blocks(rows, sums / width, row_unit);
     let tasks = |height, width| rows.div_ceil(height) * columns.div_ceil(width);
     while tasks(height, width) < 4 * rayon::current_num_threads() {
         if height >= 2 * FEWEST_ROWS {

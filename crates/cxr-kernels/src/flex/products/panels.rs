@@ -17,6 +17,8 @@ const DEPTH: usize = 256;
 /// Rows and columns are multiplied in multiples of this, padded with zeros: kernels for a single row, which sum in
 /// another order, never run.
 const UNIT: usize = 16;
+/// Sums of a block: 384 KiB, to stay in the second-level cache beside the operands.
+const SUMS: usize = 96 * 1024;
 
 /// `x` `[rows, depth]` times `weight`, plus a bias for each column: `[rows, columns]`.
 pub(super) fn product<T: Half>(
@@ -27,7 +29,7 @@ pub(super) fn product<T: Half>(
     sizes: [usize; 3],
 ) -> Vec<T> {
     let [rows, columns, _] = sizes;
-    let [height, width] = blocks(rows, columns, UNIT, UNIT);
+    let [height, width] = blocks(rows, columns, SUMS, UNIT, UNIT);
     let starts = |count: usize, size: usize| (0..count).step_by(size).map(move |s| s..(s + size).min(count));
     let tasks: Vec<_> =
         starts(columns, width).flat_map(|c| starts(rows, height).map(move |r| (r, c.clone()))).collect();

@@ -1,4 +1,4 @@
-//! Both paths against sums in f64, in odd sizes, and what a row must not depend on.
+//! All paths against sums in f64, in odd sizes, and what a row must not depend on.
 
 use burn::tensor::{DType, Shape, TensorData, TensorMetadata};
 use burn_flex::FlexTensor;
@@ -6,23 +6,37 @@ use proptest::prelude::*;
 
 use super::super::attention::forward;
 use super::super::half::{narrow, widened};
+use super::Path;
+use super::attention::attention_by;
+use super::attention_backward::attention_backward_by;
+use super::conv::{conv2d_by, conv2d_x_backward_by};
 use super::linear::{Order, product};
-use super::{Path, attention, conv};
 use crate::WeightCache;
 
 const DTYPES: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
 
-/// The paths of ours that this processor has for `dtype`.
+/// The paths of ours that this processor has for `dtype`: all of them, not just the one that is taken.
 fn paths(dtype: DType) -> Vec<Path> {
     let own = Path::of(dtype);
-    if matches!((own, dtype), (Path::General, _) | (Path::Panels, DType::BF16)) {
-        eprintln!("skipped: AVX-512 for {dtype:?}, which this processor does not have");
-    }
     match (own, dtype) {
         // burn's own product is not tried here
         (Path::General, _) => Vec::new(),
         (Path::Panels, _) | (_, DType::F32) => vec![own],
-        _ => vec![own, Path::Panels],
+        _ => by_panels(dtype).into_iter().chain([Path::Panels]).collect(),
+    }
+}
+
+/// Those that convolutions and attention have too.
+fn by_panels(dtype: DType) -> Vec<Path> {
+    match (Path::of(dtype), dtype) {
+        #[cfg(target_arch = "x86_64")]
+        (Path::Tiles, _) => vec![Path::Tiles, Path::Bf16],
+        (Path::General | Path::Panels, DType::F32 | DType::BF16) => {
+            eprintln!("skipped: AVX-512 for {dtype:?}, which this processor does not have");
+            Vec::new()
+        }
+        (Path::General | Path::Panels, _) => Vec::new(),
+        (own, _) => vec![own],
     }
 }
 
@@ -103,14 +117,13 @@ fn check_conv(
     let x = numbers(&[n, c, h, w], seed, dtype);
     let weight = numbers(&[out, c, kernel, kernel], seed + 1, dtype);
     let bias = numbers(&[out], seed + 2, dtype);
-    let Some(y) = conv::conv2d(&x, &weight, Some(&bias), stride, padding) else {
-        return eprintln!("skipped: AVX-512 for {dtype:?}, which this processor does not have");
-    };
+    let found: Vec<_> = by_panels(dtype)
+        .into_iter()
+        .map(|path| (path, conv2d_by(path, &x, &weight, Some(&bias), stride, padding).expect("it is there")))
+        .collect();
     let [height, width] = [h, w].map(|size| (size + 2 * padding - kernel) / stride + 1);
-    assert_eq!((y.shape(), y.dtype()), (Shape::new([n, out, height, width]), dtype));
     let [x, weight, bias] = [x, weight, bias].map(widened);
-    let what = format!("{:?} out {out} kernel {kernel} stride {stride} padding {padding}", [n, c, h, w]);
-    assert_sums(&what, y, |i| {
+    let terms = |i: usize| {
         let (column, row, o) = (i % width, i / width % height, i / (width * height) % out);
         let image = i / (width * height * out);
         let mut terms = vec![f64::from(bias[o])];
@@ -123,7 +136,53 @@ fn check_conv(
             terms.push(f64::from(x) * f64::from(weight[o * c * kernel * kernel + tap]));
         }
         terms
-    });
+    };
+    for (path, y) in found {
+        assert_eq!((y.shape(), y.dtype()), (Shape::new([n, out, height, width]), dtype));
+        let sizes = [n, c, h, w];
+        let what = format!("{path:?} {sizes:?} out {out} kernel {kernel} stride {stride} padding {padding}");
+        assert_sums(&what, y, terms);
+    }
+}
+
+fn check_conv_x_backward(x: [usize; 4], out: usize, kernel: usize, stride: usize, padding: usize, seed: u64) {
+    let ([n, c, h, w], dtype) = (x, DType::BF16);
+    let [height, width] = [h, w].map(|size| (size + 2 * padding - kernel) / stride + 1);
+    let grad = numbers(&[n, out, height, width], seed, dtype);
+    let weight = numbers(&[out, c, kernel, kernel], seed + 1, dtype);
+    let found: Vec<_> = by_panels(dtype)
+        .into_iter()
+        .map(|path| {
+            let y = conv2d_x_backward_by(path, &Shape::new(x), &weight, &grad, stride, padding);
+            (path, y.expect("it is there"))
+        })
+        .collect();
+    let [grad, weight] = [grad, weight].map(widened);
+    for (path, y) in found {
+        assert_eq!((y.shape(), y.dtype()), (Shape::new(x), dtype));
+        let what = format!("{path:?} {x:?} out {out} kernel {kernel} stride {stride} padding {padding}");
+        assert_sums(&what, y, |i| {
+            let (column, row, channel, image) = (i % w, i / w % h, i / (w * h) % c, i / (w * h * c));
+            let mut terms = vec![0.0];
+            for tap in 0..out * kernel * kernel {
+                let (o, dy, dx) = (tap / (kernel * kernel), tap / kernel % kernel, tap % kernel);
+                // the output pixels that have seen this one through this tap
+                let at = |place: usize, tap: usize| {
+                    let from = (place + padding).checked_sub(tap)?;
+                    from.is_multiple_of(stride).then_some(from / stride)
+                };
+                if let (Some(y), Some(x)) = (at(row, dy), at(column, dx))
+                    && y < height
+                    && x < width
+                {
+                    let grad = grad[((image * out + o) * height + y) * width + x];
+                    let weight = weight[((o * c + channel) * kernel + dy) * kernel + dx];
+                    terms.push(f64::from(grad) * f64::from(weight));
+                }
+            }
+            terms
+        });
+    }
 }
 
 proptest! {
@@ -155,6 +214,21 @@ proptest! {
     ) {
         prop_assume!(size.0 + 2 * padding >= kernel && size.1 + 2 * padding >= kernel);
         check_conv([batch, channels, size.0, size.1], out, kernel, stride, padding, dtype, seed);
+    }
+
+    #[test]
+    fn gradients_of_convolutions_of_odd_sizes_are_sums_rounded_once(
+        batch in 1_usize..4,
+        channels in 1_usize..40,
+        size in (1_usize..20, 1_usize..20),
+        out in 1_usize..20,
+        kernel in 1_usize..4,
+        stride in 1_usize..3,
+        padding in 0_usize..3,
+        seed in 0_u64..1000,
+    ) {
+        prop_assume!(size.0 + 2 * padding >= kernel && size.1 + 2 * padding >= kernel && padding < kernel);
+        check_conv_x_backward([batch, channels, size.0, size.1], out, kernel, stride, padding, seed);
     }
 }
 
@@ -216,13 +290,13 @@ fn an_image_has_the_same_bits_alone_and_in_a_batch() {
     for (side, dtype) in cases {
         let x = numbers(&[3, 70, side, side], 1, dtype);
         let weight = numbers(&[90, 70, 3, 3], 2, dtype);
-        let Some(all) = conv::conv2d(&x, &weight, None, 1, 1) else {
-            return eprintln!("skipped: AVX-512 for {dtype:?}, which this processor does not have");
-        };
-        let one = widened(x)[..70 * side * side].to_vec();
+        let one = widened(x.clone())[..70 * side * side].to_vec();
         let one = narrow(FlexTensor::from_data(TensorData::new(one, [1, 70, side, side])), dtype);
-        let one = conv::conv2d(&one, &weight, None, 1, 1).map(widened).expect("as before");
-        assert_eq!(one, widened(all)[..one.len()], "side {side} {dtype:?}");
+        for path in by_panels(dtype) {
+            let of = |x| conv2d_by(path, x, &weight, None, 1, 1).map(widened).expect("it is there");
+            let (one, all) = (of(&one), of(&x));
+            assert_eq!(one, all[..one.len()], "{path:?} side {side} {dtype:?}");
+        }
     }
 }
 
@@ -249,10 +323,8 @@ fn check_attention([b, heads, n, m, d]: [usize; 5], causal: bool, dtype: DType, 
     // as a split into heads leaves them
     let split = |rows: usize, seed| numbers(&[b, rows, heads, d], seed, dtype).transpose(1, 2);
     let (q, k, v) = (split(n, seed), split(m, seed + 1), split(m, seed + 2));
-    let own = attention(&q, &k, &v, causal);
-    if own.is_none() {
-        eprintln!("skipped: AVX-512 for {dtype:?}, which this processor does not have");
-    }
+    let own = |path| attention_by(path, &q, &k, &v, causal).expect("it is there");
+    let own: Vec<_> = by_panels(dtype).into_iter().map(own).collect();
     // that of all processors, which has no bf16
     let portable = (dtype == DType::F32).then(|| forward(q.clone(), k.clone(), v.clone(), causal));
     let unit = if dtype == DType::BF16 { 2_f64.powi(-8) } else { 2_f64.powi(-24) };
@@ -283,6 +355,70 @@ fn check_attention([b, heads, n, m, d]: [usize; 5], causal: bool, dtype: DType, 
     }
 }
 
+/// Asserts that the gradients of attention in bf16 are those of f64, within what rounding weights, the gradients of scores
+/// and results once each allows.
+fn check_attention_backward([b, heads, n, m, d]: [usize; 5], causal: bool, seed: u64) {
+    let split = |rows: usize, seed| numbers(&[b, rows, heads, d], seed, DType::BF16).transpose(1, 2);
+    let (q, k, v, grad) = (split(n, seed), split(m, seed + 1), split(m, seed + 2), split(n, seed + 3));
+    let of = |path| attention_backward_by(path, &q, &k, &v, &grad, causal).expect("it is there");
+    let found: Vec<_> = by_panels(DType::BF16).into_iter().map(|path| (path, of(path))).collect();
+    for (path, results) in &found {
+        for (result, like) in results.iter().zip([&q, &k, &v]) {
+            assert_eq!((result.shape(), result.dtype()), (like.shape(), DType::BF16), "{path:?}");
+        }
+    }
+    let found: Vec<_> = found.into_iter().map(|(path, results)| (path, results.map(widened))).collect();
+    let [q, k, v, grad] = [q, k, v, grad].map(|x| widened(x).into_iter().map(f64::from).collect::<Vec<_>>());
+    // half of the last digit, and what sums in f32 lose
+    let unit = 2_f64.powi(-8) * 1.02;
+    for head in 0..b * heads {
+        let row = |x: &'_ [f64], rows: usize, i: usize| x[(head * rows + i) * d..][..d].to_vec();
+        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+        // the sum of each element, and the largest error it may have
+        let [mut to_q, mut to_k, mut to_v] = [n, m, m].map(|rows| vec![[0.0_f64; 2]; rows * d]);
+        let scale = (d as f64).sqrt().recip();
+        for i in 0..n {
+            let seen = if causal { (i + 1).min(m) } else { m };
+            let (of_q, of_grad) = (row(&q, n, i), row(&grad, n, i));
+            let scores: Vec<f64> = (0..seen).map(|j| scale * dot(&of_q, &row(&k, m, j))).collect();
+            let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let all: f64 = scores.iter().map(|score| (score - most).exp()).sum();
+            let weights: Vec<f64> = scores.iter().map(|score| (score - most).exp() / all).collect();
+            let to_weights: Vec<f64> = (0..seen).map(|j| dot(&of_grad, &row(&v, m, j))).collect();
+            let mean = dot(&weights, &to_weights);
+            let of_mean: f64 = weights.iter().zip(&to_weights).map(|(w, g)| (w * g).abs()).sum();
+            for j in 0..seen {
+                let to_score = weights[j] * (to_weights[j] - mean) * scale;
+                let error = unit * weights[j] * scale * (2.0 * (to_weights[j] - mean).abs() + of_mean);
+                let (of_k, at) = (row(&k, m, j), |rows: usize, d: usize| rows * of_q.len() + d);
+                for c in 0..d {
+                    let add = |to: &mut [[f64; 2]], i: usize, x: f64, error: f64| {
+                        to[at(i, c)][0] += x;
+                        to[at(i, c)][1] += error + 1e-6 * x.abs();
+                    };
+                    add(&mut to_q, i, to_score * of_k[c], error * of_k[c].abs());
+                    add(&mut to_k, j, to_score * of_q[c], error * of_q[c].abs());
+                    let to_value = weights[j] * of_grad[c];
+                    add(&mut to_v, j, to_value, 2.0 * unit * to_value.abs());
+                }
+            }
+        }
+        for (path, results) in &found {
+            let expected = [(&to_q, n), (&to_k, m), (&to_v, m)];
+            for ((name, found), (expected, rows)) in ["q", "k", "v"].iter().zip(results).zip(expected) {
+                for (i, [expected, error]) in expected.iter().enumerate() {
+                    let found = f64::from(found[head * rows * d + i]);
+                    let bound = error + unit * (expected.abs() + error) + 1e-6;
+                    assert!(
+                        (found - expected).abs() <= bound,
+                        "{path:?} [{b}, {heads}, {n}, {m}, {d}], gradient of {name}, head {head}, {i}: {found}, {expected}"
+                    );
+                }
+            }
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, ..Default::default() })]
 
@@ -298,6 +434,27 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, ..Default::default() })]
+
+    #[test]
+    fn gradients_of_attention_of_odd_sizes_are_those_of_f64(
+        sizes in (1_usize..3, 1_usize..3, 1_usize..50, 1_usize..80, 1_usize..50),
+        causal: bool,
+        seed in 0_u64..1000,
+    ) {
+        let (b, heads, n, m, d) = sizes;
+        check_attention_backward([b, heads, n, if causal { n } else { m }, d], causal, seed);
+    }
+}
+
+#[test]
+fn gradients_of_attention_of_several_chunks_and_panels_are_those_of_f64() {
+    check_attention_backward([1, 2, 200, 1100, 40], false, 1);
+    check_attention_backward([1, 1, 300, 300, 16], true, 2);
+    check_attention_backward([2, 1, 20, 30, 600], false, 3);
+}
+
 #[test]
 fn attention_of_several_chunks_and_panels_is_that_of_f64() {
     for dtype in [DType::F32, DType::BF16] {
@@ -311,18 +468,20 @@ fn attention_of_several_chunks_and_panels_is_that_of_f64() {
 fn a_query_has_the_same_bits_alone_and_with_any_number_of_threads() {
     for dtype in [DType::F32, DType::BF16] {
         let [q, k, v] = [1, 2, 3].map(|seed| numbers(&[2, 3, 700, 24], seed, dtype));
-        let of = |q: FlexTensor, heads: usize, threads: usize| {
-            let [k, v] = [&k, &v].map(|x| x.narrow(1, 0, heads));
-            in_threads(threads, || attention(&q, &k, &v, false).map(widened))
-        };
-        let Some(all) = of(q.clone(), 3, 2) else {
-            return eprintln!("skipped: AVX-512 for {dtype:?}, which this processor does not have");
-        };
-        assert_eq!(of(q.clone(), 3, 7).as_ref(), Some(&all));
-        // the first queries of the first head of each
-        let alone = of(q.narrow(1, 0, 1).narrow(2, 0, 5), 1, 1).expect("as before");
-        assert_eq!(alone[..5 * 24], all[..5 * 24]);
-        assert_eq!(alone[5 * 24..], all[3 * 700 * 24..][..5 * 24]);
+        for path in by_panels(dtype) {
+            let of = |q: FlexTensor, heads: usize, threads: usize| {
+                let [k, v] = [&k, &v].map(|x| x.narrow(1, 0, heads));
+                in_threads(threads, || {
+                    attention_by(path, &q, &k, &v, false).map(widened).expect("it is there")
+                })
+            };
+            let all = of(q.clone(), 3, 2);
+            assert_eq!(of(q.clone(), 3, 7), all);
+            // the first queries of the first head of each
+            let alone = of(q.narrow(1, 0, 1).narrow(2, 0, 5), 1, 1);
+            assert_eq!(alone[..5 * 24], all[..5 * 24]);
+            assert_eq!(alone[5 * 24..], all[3 * 700 * 24..][..5 * 24]);
+        }
     }
 }
 

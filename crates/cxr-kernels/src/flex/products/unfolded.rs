@@ -7,7 +7,8 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::super::conv::Geometry;
-use super::product::{Columns, LANES, Number};
+use super::number::Number;
+use super::product::{Columns, LANES};
 
 /// Images with their padding, and where in them each line and each column begins: an element of the matrix is at the sum
 /// of the two.

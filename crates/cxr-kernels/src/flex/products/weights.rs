@@ -6,7 +6,8 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::super::elementwise::filled;
-use super::product::{Columns, LANES, Line, Number, WIDTH, WORDS, first_lanes};
+use super::number::Number;
+use super::product::{Columns, LANES, Line, WIDTH, WORDS, first_lanes, pack_whole};
 
 /// A matrix `[columns, depth]`: a column's elements lie side by side.
 #[derive(Clone, Copy)]
@@ -15,14 +16,12 @@ pub(super) struct Transposed<'a, T> {
     pub(super) columns: usize,
     /// From one column to the next.
     pub(super) step: usize,
-    /// Its panels, where they are kept.
-    pub(super) panels: Option<&'a Panels>,
 }
 
 /// All panels of a matrix, one group of columns after another, each from the top down.
 pub(super) struct Panels {
     lines: Vec<Line>,
-    /// Of the depth.
+    /// Of the depth, up to a multiple of [`LANES`].
     words: usize,
 }
 
@@ -31,7 +30,7 @@ impl Panels {
     pub(super) fn new<T: Number>(matrix: &impl Columns<T>, depth: usize) -> Self {
         assert!(T::is_available(), "panels for AVX-512 on a processor without it");
         let columns = matrix.count();
-        let words = depth.div_ceil(T::PER_WORD);
+        let words = words::<T>(depth);
         let of_group = (words * WIDTH / LANES).max(1);
         // SAFETY: the groups cover all columns, and each panel is written whole.
         let lines = unsafe {
@@ -42,7 +41,7 @@ impl Panels {
                     for (lines, word) in lines.chunks_mut(WORDS * vectors).zip((0..words).step_by(WORDS)) {
                         let start = word * T::PER_WORD;
                         let end = (start + WORDS * T::PER_WORD).min(depth);
-                        matrix.pack(group.clone(), start..end, lines.as_mut_ptr().cast());
+                        pack_whole(matrix, group.clone(), start..end, lines.as_mut_ptr().cast());
                     }
                 });
             })
@@ -60,18 +59,19 @@ impl Panels {
 
     /// What the panels of such a matrix take.
     pub(super) fn bytes<T: Number>(columns: usize, depth: usize) -> usize {
-        columns.div_ceil(LANES) * depth.div_ceil(T::PER_WORD) * size_of::<Line>()
+        columns.div_ceil(LANES) * words::<T>(depth) * size_of::<Line>()
     }
 }
 
-// SAFETY: `pack` writes every line of every vector of the panel, and the panels that are kept have been written by it.
+/// The words that panels of such a depth have.
+fn words<T: Number>(depth: usize) -> usize {
+    depth.div_ceil(T::PER_WORD).next_multiple_of(LANES)
+}
+
+// SAFETY: `pack` writes every line of every vector of the panel.
 unsafe impl<T: Number> Columns<T> for Transposed<'_, T> {
     fn count(&self) -> usize {
         self.columns
-    }
-
-    fn packed(&self, columns: &Range<usize>, depth: &Range<usize>) -> Option<*const __m512i> {
-        Some(self.panels?.panel::<T>(columns, depth))
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
@@ -168,7 +168,7 @@ pub(super) struct Packed<'a> {
     pub(super) columns: usize,
 }
 
-// SAFETY: `packed` returns panels that `pack` has written, always, so that `pack` is never called.
+// SAFETY: `packed` returns panels that `pack_whole` has written, always, so that `pack` is never called.
 unsafe impl<T: Number> Columns<T> for Packed<'_> {
     fn count(&self) -> usize {
         self.columns
