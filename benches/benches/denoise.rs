@@ -13,7 +13,7 @@ use cxr::kernels::{DiffusionAutodiff, DiffusionBackend};
 use cxr::ldm::pipeline::{LoadOptions, ModelFolder, ModelParts};
 use cxr::ldm::scheduler::{NoiseSchedule, NoiseScheduleConfig, Sampler, Steps, sample};
 use cxr::ldm::unet::UNetConfig;
-use cxr_benches::{Cost, fill, normal, on_device, timesteps, unit};
+use cxr_benches::{Cost, dtype, fill, normal, on_device, timesteps, unit};
 
 struct Denoise<'a>(&'a mut Criterion);
 
@@ -61,7 +61,9 @@ fn embedded<B: DiffusionBackend>(criterion: &mut Criterion, device: &B::Device) 
     let model = || {
         loaded.get_or_init(|| {
             let folder = ModelFolder::open(MODEL).expect("the embedded model is there");
-            folder.load::<B>(&LoadOptions::default(), device).expect("the embedded model loads")
+            let mut options = LoadOptions::default();
+            options.dtype = dtype().into();
+            folder.load::<B>(&options, device).expect("the embedded model loads")
         })
     };
     unit::<B, _, 4>(criterion, device, ["embedded", "unet/guided-step/64px"], Cost::Short, || {

@@ -8,9 +8,9 @@ use burn::backend::autodiff::{
     grads::Gradients,
     ops::{Backward, Ops, OpsKind},
 };
-use burn::tensor::TensorMetadata;
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
+use burn::tensor::{FloatDType, TensorMetadata};
 
 use crate::{DiffusionBackend, WeightCache};
 
@@ -239,6 +239,12 @@ impl<B: DiffusionBackend, C: CheckpointStrategy> DiffusionBackend for Autodiff<B
             let [q, k, v] = saved.clone();
             B::kernel_attention_backward(q, k, v, grad, causal).map(Some)
         })
+    }
+
+    fn kernel_cast(x: FloatTensor<Self>, dtype: FloatDType) -> FloatTensor<Self> {
+        let from = FloatDType::from(x.dtype());
+        let y = B::kernel_cast(x.primitive.clone(), dtype);
+        record::<B, C, 1>([&x], y, move |grad, _| [Some(B::kernel_cast(grad, from))])
     }
 
     fn kernel_add(x: FloatTensor<Self>, y: FloatTensor<Self>) -> FloatTensor<Self> {

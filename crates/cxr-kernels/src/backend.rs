@@ -1,8 +1,8 @@
 //! The trait of the hot operations, with plain default bodies.
 
-use burn::tensor::Shape;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::ops::FloatTensor;
+use burn::tensor::{FloatDType, Shape};
 
 use crate::{Pool, WeightCache, plain};
 
@@ -191,6 +191,11 @@ pub trait DiffusionBackend: Backend {
     /// A 3x3 pool of `[n, c, h, w]`. The default's gradient is burn's own.
     fn kernel_pool(x: FloatTensor<Self>, pool: Pool) -> FloatTensor<Self> {
         plain::pool::<Self>(x, pool)
+    }
+
+    /// `x` in another dtype, each number rounded to the nearest.
+    fn kernel_cast(x: FloatTensor<Self>, dtype: FloatDType) -> FloatTensor<Self> {
+        Self::float_cast(x, dtype)
     }
 
     /// `x + y`, of one shape: a shortcut and what goes past it.

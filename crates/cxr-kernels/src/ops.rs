@@ -5,7 +5,7 @@
 //!
 //! All functions are differentiable on [`Autodiff`](burn::backend::Autodiff) backends, in every tensor argument.
 
-use burn::tensor::{DType, Tensor, TensorPrimitive};
+use burn::tensor::{DType, FloatDType, Tensor, TensorPrimitive};
 
 use crate::{DiffusionBackend, WeightCache};
 
@@ -163,6 +163,11 @@ pub fn pool<B: DiffusionBackend>(x: Tensor<B, 4>, pool: Pool) -> Tensor<B, 4> {
     let least = if pool == Pool::MaxHalving { 3 } else { 1 };
     assert!(h >= least && w >= least, "pool: a {h} x {w} image is smaller than {least} x {least}");
     wrap(B::kernel_pool(unwrap(x), pool))
+}
+
+/// `x` in another dtype, each number rounded to the nearest; its gradient goes back in the dtype of `x`.
+pub fn cast<B: DiffusionBackend, const D: usize>(x: Tensor<B, D>, dtype: FloatDType) -> Tensor<B, D> {
+    if x.dtype() == dtype.into() { x } else { wrap(B::kernel_cast(unwrap(x), dtype)) }
 }
 
 /// `x + y` of one shape: a shortcut and what goes past it.

@@ -1,10 +1,10 @@
 //! The convolution that an adapter can be attached to.
 
 use burn::module::{Module, Param};
-use burn::tensor::{Tensor, backend::Backend};
+use burn::tensor::{FloatDType, Tensor, backend::Backend};
 use cxr_kernels::{DiffusionBackend, WeightCache, nn::constant_parameter, ops};
 
-use crate::branch::{Branch, to_f32};
+use crate::branch::Branch;
 
 /// Configuration of a [`LoraConv2d`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -119,9 +119,11 @@ impl<B: DiffusionBackend> LoraConv2d<B> {
         if active.peek().is_none() {
             return base;
         }
-        let dtype = base.dtype();
-        let x = to_f32(x);
-        let add = |sum, branch: &Branch<B>| sum + branch.forward_conv2d(x.clone(), kernel, stride, padding);
-        active.fold(to_f32(base), add).cast(dtype)
+        let dtype = base.dtype().into();
+        let [x, base] = [x, base].map(|x| ops::cast(x, FloatDType::F32));
+        let add = |sum, branch: &Branch<B>| {
+            ops::add(sum, branch.forward_conv2d(x.clone(), kernel, stride, padding))
+        };
+        ops::cast(active.fold(base, add), dtype)
     }
 }

@@ -1,10 +1,10 @@
 //! The linear layer that an adapter can be attached to.
 
 use burn::module::{Module, Param};
-use burn::tensor::{Tensor, backend::Backend};
+use burn::tensor::{FloatDType, Tensor, backend::Backend};
 use cxr_kernels::{DiffusionBackend, WeightCache, nn::constant_parameter, ops};
 
-use crate::branch::{Branch, to_f32};
+use crate::branch::Branch;
 
 /// Configuration of a [`LoraLinear`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,8 +92,8 @@ impl<B: DiffusionBackend> LoraLinear<B> {
         if active.peek().is_none() {
             return base;
         }
-        let dtype = base.dtype();
-        let x = to_f32(x);
-        active.fold(to_f32(base), |sum, branch| sum + branch.forward(x.clone())).cast(dtype)
+        let dtype = base.dtype().into();
+        let [x, base] = [x, base].map(|x| ops::cast(x, FloatDType::F32));
+        ops::cast(active.fold(base, |sum, branch| ops::add(sum, branch.forward(x.clone()))), dtype)
     }
 }

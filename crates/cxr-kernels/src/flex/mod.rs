@@ -22,7 +22,8 @@ mod sums;
 mod upsample;
 mod winograd;
 
-use burn::tensor::{DType, Shape, TensorMetadata};
+use burn::tensor::ops::FloatTensorOps;
+use burn::tensor::{DType, FloatDType, Shape, TensorMetadata};
 use burn_flex::{Flex, FlexTensor};
 
 use self::half::{by_dtype, narrow, widen};
@@ -241,6 +242,14 @@ impl DiffusionBackend for Flex {
         match x.dtype() {
             DType::F32 => pool::forward(x, pool),
             _ => plain::pool::<Flex>(x, pool),
+        }
+    }
+
+    fn kernel_cast(x: FlexTensor, dtype: FloatDType) -> FlexTensor {
+        match (x.dtype(), dtype) {
+            (DType::F16 | DType::BF16, FloatDType::F32) => widen(x),
+            (DType::F32, FloatDType::F16 | FloatDType::BF16) => narrow(x, dtype.into()),
+            _ => Flex::float_cast(x, dtype),
         }
     }
 

@@ -102,8 +102,7 @@ pub(super) fn conv2d_x_backward_by(
             return None;
         }
         let weight = contiguous(weight.clone());
-        let weight =
-            half_tensor(turned::<bf16>(elements(&weight), [out, c, kh * kw]), Shape::new([c, out, kh, kw]));
+        let weight = half_tensor(turned(elements(&weight), [out, c, kh * kw]), Shape::new([c, out, kh, kw]));
         let [_, _, height, width] = grad.shape().dims();
         // so many pixels give the input's with kernels that lie at all of them
         let spread_to = [h, w].map(|size| size + 2 * padding + 1 - kh);

@@ -46,19 +46,18 @@ impl Weights {
             let (whole, rest) = row.as_chunks::<UNIT>();
             let most = _mm512_set1_ps(largest(whole, rest));
             let mut sums = [_mm512_setzero_ps(); 2];
-            let mut write = |scores: [__m512; 2], line: &mut Line| {
-                let powers = scores.map(|score| exp2(_mm512_mul_ps(_mm512_sub_ps(score, most), scale)));
-                sums = [_mm512_add_ps(sums[0], powers[0]), _mm512_add_ps(sums[1], powers[1])];
-                let rounded = _mm512_cvtne2ps_pbh(powers[1], powers[0]);
-                // SAFETY: a line has room for 32 numbers, and begins where it should.
-                unsafe { _mm512_store_si512(std::ptr::from_mut(line).cast(), std::mem::transmute(rounded)) };
-            };
             let (of_whole, others) = lines.split_at_mut(whole.len());
             for (scores, line) in whole.iter().zip(of_whole) {
-                write(halves(scores), line);
+                let powers = powers(halves(scores), most, scale);
+                sums = [_mm512_add_ps(sums[0], powers[0]), _mm512_add_ps(sums[1], powers[1])];
+                store(powers, line);
             }
             if let [line, others @ ..] = others {
-                write(masked(rest), line);
+                let [low, high] = powers(masked_or(rest, f32::NEG_INFINITY), most, scale);
+                let [of_low, of_high] = masks(rest.len());
+                let powers = [_mm512_maskz_mov_ps(of_low, low), _mm512_maskz_mov_ps(of_high, high)];
+                sums = [_mm512_add_ps(sums[0], powers[0]), _mm512_add_ps(sums[1], powers[1])];
+                store(powers, line);
                 others.fill(Line::ZERO);
             }
             self.factors.push(1.0 / _mm512_reduce_add_ps(_mm512_add_ps(sums[0], sums[1])));
@@ -125,11 +124,10 @@ fn halves(scores: &[f32; UNIT]) -> [__m512; 2] {
     unsafe { [_mm512_loadu_ps(scores.as_ptr()), _mm512_loadu_ps(scores.as_ptr().add(LANES))] }
 }
 
-/// The last scores of a row, fewer than 32; where there are none, minus infinity, whose exponential is zero.
+/// Which of 32 there are if there are `count`.
 #[inline]
-#[target_feature(enable = "avx512f")]
-fn masked(rest: &[f32]) -> [__m512; 2] {
-    masked_or(rest, f32::NEG_INFINITY)
+fn masks(count: usize) -> [__mmask16; 2] {
+    [first_lanes(count), first_lanes(count.saturating_sub(LANES))]
 }
 
 /// The first 32 numbers; `nothing` where there are none.
@@ -137,12 +135,31 @@ fn masked(rest: &[f32]) -> [__m512; 2] {
 #[target_feature(enable = "avx512f")]
 fn masked_or(rest: &[f32], nothing: f32) -> [__m512; 2] {
     let nothing = _mm512_set1_ps(nothing);
-    let half = |from: &[f32]| {
-        // SAFETY: the mask leaves out what is past the end.
-        unsafe { _mm512_mask_loadu_ps(nothing, first_lanes(from.len()), from.as_ptr()) }
-    };
-    let (low, high) = rest.split_at(rest.len().min(LANES));
-    [half(low), half(high)]
+    let [low, high] = masks(rest.len());
+    // SAFETY: the masks leave out what is past the end.
+    unsafe {
+        let from_high = rest.as_ptr().wrapping_add(LANES);
+        [_mm512_mask_loadu_ps(nothing, low, rest.as_ptr()), _mm512_mask_loadu_ps(nothing, high, from_high)]
+    }
+}
+
+/// `2^(scale * (score - most))`.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn powers(scores: [__m512; 2], most: __m512, scale: __m512) -> [__m512; 2] {
+    let power = |score| exp2(_mm512_mul_ps(_mm512_sub_ps(score, most), scale));
+    [power(scores[0]), power(scores[1])]
+}
+
+/// Rounds 32 numbers.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn store([low, high]: [__m512; 2], line: &mut Line) {
+    // SAFETY: a line has room for 32 numbers, and begins where it should; both types are 64 bytes of any value.
+    unsafe {
+        let rounded = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
+        _mm512_store_si512(std::ptr::from_mut(line).cast(), rounded);
+    }
 }
 
 /// The largest of a row.
@@ -152,8 +169,10 @@ fn largest(whole: &[[f32; UNIT]], rest: &[f32]) -> f32 {
     let larger = |a: [__m512; 2], b: [__m512; 2]| [_mm512_max_ps(a[0], b[0]), _mm512_max_ps(a[1], b[1])];
     // two at a time: each waits for the one before
     let (pairs, last) = whole.as_chunks::<2>();
-    let (mut most, mut too) =
-        (masked(rest), last.first().map_or_else(|| masked(&[]), |scores| halves(scores)));
+    let (mut most, mut too) = (
+        masked_or(rest, f32::NEG_INFINITY),
+        last.first().map_or_else(|| masked_or(&[], f32::NEG_INFINITY), |scores| halves(scores)),
+    );
     for [a, b] in pairs {
         (most, too) = (larger(most, halves(a)), larger(too, halves(b)));
     }
@@ -161,7 +180,8 @@ fn largest(whole: &[[f32; UNIT]], rest: &[f32]) -> f32 {
     _mm512_reduce_max_ps(_mm512_max_ps(most[0], most[1]))
 }
 
-/// `2^x` for `x` of 0 and below, with a relative error of 3e-6; zero from -150 on; NaN stays.
+/// `2^x` for `x` of 0 and below, with a relative error of 3e-6; never below `2^-126`, since results with fewer digits take the
+/// processor a hundred cycles; NaN stays.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn exp2(x: __m512) -> __m512 {
@@ -169,7 +189,7 @@ fn exp2(x: __m512) -> __m512 {
     const POLYNOMIAL: [f32; 5] = [0.999_999_3, 0.693_121_8, 0.240_247_44, 0.055_917_86, 0.009_570_102];
 
     // the second operand stays where one is NaN
-    let x = _mm512_max_ps(_mm512_set1_ps(-200.0), x);
+    let x = _mm512_max_ps(_mm512_set1_ps(-126.0), x);
     let whole = _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x);
     let rest = _mm512_sub_ps(x, whole);
     let [first @ .., last] = POLYNOMIAL;
