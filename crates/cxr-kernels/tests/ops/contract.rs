@@ -3,7 +3,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
+use burn::tensor::{DType, Tensor, TensorData, backend::Backend, bf16, f16};
 use cxr_kernels::nn::{self, parameters};
 use cxr_kernels::{Flex, WeightCache, ops};
 
@@ -287,5 +287,41 @@ fn arranging_keeps_what_a_parameter_is() {
         let image = Tensor::<Training, 4>::ones([1, 3, 5, 5], &Default::default());
         let gradients = conv.forward(image).sum().backward();
         assert_eq!(conv.weight.val().grad(&gradients).is_some(), trainable);
+    }
+}
+
+#[test]
+fn a_cast_rounds_to_the_nearest_and_its_gradient_goes_back_in_the_dtype_of_the_argument() {
+    let device = Default::default();
+    // long enough for several tasks, and not a multiple of anything
+    let values: Vec<f32> = numbers(70_001, 3).into_iter().map(|x| x as f32).collect();
+    let data = TensorData::new(values, [70_001]);
+    for (from, to) in [
+        (DType::F32, DType::BF16),
+        (DType::F32, DType::F16),
+        (DType::BF16, DType::F32),
+        (DType::F16, DType::F32),
+        (DType::F16, DType::BF16),
+        (DType::F32, DType::F32),
+    ] {
+        // not burn's own cast, which goes by f64 and loses what lies just above a tie
+        let rounded = |x: f32, dtype| match dtype {
+            DType::BF16 => bf16::from_f32(x).to_f32(),
+            DType::F16 => f16::from_f32(x).to_f32(),
+            _ => x,
+        };
+        let of = |x: TensorData| x.convert_dtype(DType::F32).to_vec::<f32>().expect("numbers");
+        let plain = Tensor::<Flex, 1>::from_data(data.clone(), (&device, from));
+        let expected: Vec<f32> = of(plain.to_data()).into_iter().map(|x| rounded(x, to)).collect();
+        let found = of(ops::cast(plain, to.into()).into_data());
+        let first = found.iter().zip(&expected).enumerate().find(|(_, (found, expected))| found != expected);
+        assert_eq!(first, None, "{from:?} to {to:?}");
+
+        let x = Tensor::<Ad, 1>::from_data(data.clone(), (&device, from)).require_grad();
+        let y = ops::cast(x.clone(), to.into());
+        assert_eq!(y.dtype(), to);
+        let grad = x.grad(&y.mul_scalar(0.5).sum().backward()).expect("a gradient");
+        assert_eq!(grad.dtype(), from);
+        assert!(of(grad.into_data()).iter().all(|grad| *grad == 0.5), "{from:?} to {to:?}");
     }
 }
