@@ -215,6 +215,10 @@ impl DiffusionBackend for Flex {
         } else if conv::applies(&weight, grad.dtype()) {
             let own = WeightCache::new();
             conv::x_backward(&x_shape, weight, grad, stride, padding, if is_copy { &own } else { cache })
+        } else if stride == 1
+            && let Some(y) = products::conv2d_x_backward(&x_shape, &weight, &grad, stride, padding)
+        {
+            y
         } else {
             conv_large::x_backward(&x_shape, weight, grad, stride, padding)
         };

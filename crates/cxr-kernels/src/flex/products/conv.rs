@@ -66,10 +66,10 @@ pub(super) fn conv2d_by(
     }
 }
 
-/// The gradient of a convolution in bf16 by its input, which has the shape `x_shape`; `None` where the processor has no
-/// instructions for it.
+/// The gradient of a convolution by its input, which has the shape `x_shape`, all f32 or all bf16; `None` where the processor
+/// has no instructions for it, or the padding is as large as the kernel.
 ///
-/// It is itself one, of the output's gradient with turned kernels, which are copied for the call.
+/// It is itself one, of the output's gradient with turned kernels. With a stride most pixels of that gradient are zeros.
 pub(in super::super) fn conv2d_x_backward(
     x_shape: &Shape,
     weight: &FlexTensor,
@@ -93,27 +93,33 @@ pub(super) fn conv2d_x_backward_by(
     {
         use burn::tensor::{TensorMetadata, bf16};
 
-        use super::super::elementwise::contiguous;
+        use super::super::conv::Geometry;
+        use super::super::elementwise::{contiguous, slice, tensor};
         use super::super::half::{elements, half_tensor};
-        use super::turned::{spread, turned};
+        use super::tiles::Tiles;
+        use super::vectors::Vectors;
 
-        let ([n, _, h, w], [out, c, kh, kw]) = (x_shape.dims(), weight.shape().dims());
-        if !matches!(path, Path::Bf16 | Path::Tiles) || kh != kw || padding >= kh {
+        let [_, _, kh, kw] = weight.shape().dims();
+        if !matches!(path, Path::Single | Path::Bf16 | Path::Tiles) || kh != kw || padding >= kh {
             return None;
         }
-        let weight = contiguous(weight.clone());
-        let weight = half_tensor(turned(elements(&weight), [out, c, kh * kw]), Shape::new([c, out, kh, kw]));
-        let [_, _, height, width] = grad.shape().dims();
-        // so many pixels give the input's with kernels that lie at all of them
-        let spread_to = [h, w].map(|size| size + 2 * padding + 1 - kh);
-        let grad = if stride == 1 {
-            grad.clone()
-        } else {
-            let grad = contiguous(grad.clone());
-            let pixels = spread::<bf16>(elements(&grad), [height, width], stride, spread_to);
-            half_tensor(pixels, Shape::new([n, out, spread_to[0], spread_to[1]]))
-        };
-        conv2d_by(path, &grad, &weight, None, 1, kh - 1 - padding)
+        let (weight, grad) = (contiguous(weight.clone()), contiguous(grad.clone()));
+        let geometry = Geometry::new(x_shape, &weight.shape(), stride, padding);
+        let shape = x_shape.clone();
+        Some(match path {
+            Path::Single => {
+                let y = by_panels::x_backward::<f32, Vectors>(slice(&grad), slice(&weight), &geometry);
+                tensor(y, shape)
+            }
+            Path::Bf16 => {
+                let y = by_panels::x_backward::<bf16, Vectors>(elements(&grad), elements(&weight), &geometry);
+                half_tensor(y, shape)
+            }
+            _ => {
+                let y = by_panels::x_backward::<bf16, Tiles>(elements(&grad), elements(&weight), &geometry);
+                half_tensor(y, shape)
+            }
+        })
     }
     #[cfg(not(target_arch = "x86_64"))]
     {
@@ -125,14 +131,16 @@ pub(super) fn conv2d_x_backward_by(
 /// On AVX-512 and AMX.
 #[cfg(target_arch = "x86_64")]
 mod by_panels {
+    use std::borrow::Cow;
     use std::ops::Range;
 
     use burn::tensor::bf16;
 
     use super::super::Target;
     use super::super::number::Number;
-    use super::super::product::{Engine, Rows, Sink, multiply};
+    use super::super::product::{Engine, Operand, Rows, Sink, multiply};
     use super::super::store::{Bias, round, write};
+    use super::super::turned::{Turned, spread};
     use super::super::unfolded::Unfolded;
     use crate::flex::conv::Geometry;
     use crate::flex::elementwise::filled;
@@ -206,16 +214,50 @@ mod by_panels {
     where
         for<'a> Planes<'a, T>: Sink,
     {
-        let [channels, height, width] = geometry.output;
         let depth = geometry.depth();
-        let rows = Rows { data: weight, count: channels, depth, step: depth };
+        let rows = Rows { data: weight, count: geometry.output[0], depth, step: depth };
+        convolve::<T, E>(x, rows, bias, geometry)
+    }
+
+    /// The gradient by the input of a convolution of this geometry.
+    pub(super) fn x_backward<T: Number + Default, E: Engine<T>>(
+        grad: &[T],
+        weight: &[T],
+        geometry: &Geometry,
+    ) -> Vec<T>
+    where
+        for<'a> Planes<'a, T>: Sink,
+    {
+        let Geometry { batch, input, output, kernel, stride, padding } = *geometry;
+        let ([c, h, w], [out, height, width]) = (input, output);
+        // so many pixels give the input's with kernels that lie at all of them
+        let [h, w] = [h, w].map(|size| size + 2 * padding + 1 - kernel[0]);
+        let padding = kernel[0] - 1 - padding;
+        let back = Geometry { batch, input: [out, h, w], output: input, kernel, stride: 1, padding };
+        let grad =
+            if stride == 1 { grad.into() } else { Cow::from(spread(grad, [height, width], stride, [h, w])) };
+        let kernels = Turned { weight, out, c, taps: kernel[0] * kernel[1] };
+        convolve::<T, E>(&grad, kernels, None, &back)
+    }
+
+    /// Filters, one in each row, over the pixels of `x`.
+    fn convolve<T: Number + Default, E: Engine<T>>(
+        x: &[T],
+        filters: impl Operand<T>,
+        bias: Option<&[f32]>,
+        geometry: &Geometry,
+    ) -> Vec<T>
+    where
+        for<'a> Planes<'a, T>: Sink,
+    {
+        let [channels, height, width] = geometry.output;
         let columns = Unfolded::new(geometry, x);
         // SAFETY: the product's rows and columns are all that `out` has, and each is stored.
         unsafe {
             filled(geometry.batch * geometry.output_len(), |out| {
                 let target = Target::new(out);
                 let sink = Planes { target, channels, plane: height * width, bias };
-                multiply::<T, E>(rows, &columns, &sink);
+                multiply::<T, E>(filters, &columns, &sink);
             })
         }
     }

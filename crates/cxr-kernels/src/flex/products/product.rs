@@ -50,7 +50,32 @@ pub(super) trait Engine<T> {
     unsafe fn multiply(&mut self, tile: Tile<T>, rows: usize, vectors: usize);
 }
 
-/// The rows of a product: `[rows, depth]`, each beginning `step` after the one before.
+/// The rows of a product.
+///
+/// # Safety
+/// [`part`](Self::part) must return what it says.
+pub(super) unsafe trait Operand<T>: Copy + Sync {
+    /// How many there are.
+    fn count(&self) -> usize;
+
+    /// Elements of each.
+    fn depth(&self) -> usize;
+
+    /// Elements `depth` of some rows as the engine takes them, where they lie or in `copied`: the first, and the step to the
+    /// next row.
+    ///
+    /// # Safety
+    /// The processor must have what [`Number`] takes; the ranges must lie in the operand, the depth be no more than that of a
+    /// panel.
+    unsafe fn part<E: Engine<T>>(
+        &self,
+        rows: Range<usize>,
+        depth: Range<usize>,
+        copied: &mut Vec<Line>,
+    ) -> (*const T, usize);
+}
+
+/// Rows that lie side by side: `[rows, depth]`, each beginning `step` after the one before.
 #[derive(Clone, Copy)]
 pub(super) struct Rows<'a, T> {
     pub(super) data: &'a [T],
@@ -124,12 +149,12 @@ impl Sink for Kept {
 
 /// Multiplies; needs [`Engine::is_available`].
 pub(super) fn multiply<T: Number, E: Engine<T>>(
-    rows: Rows<'_, T>,
+    rows: impl Operand<T>,
     columns: &impl Columns<T>,
     sink: &impl Sink,
 ) {
     assert!(E::is_available(), "a product for instructions that this processor does not have");
-    let count = rows.count;
+    let count = rows.count();
     let [height, width] = blocks(count, columns.count(), E::SUMS, E::ROWS, WIDTH);
     let starts = |count: usize, size: usize| (0..count).step_by(size).map(move |s| s..(s + size).min(count));
     // blocks of one and the same column after another: they share what they read of it
@@ -186,7 +211,7 @@ impl Sums {
 /// # Safety
 /// The processor must have what numbers and engine take; the ranges must lie in the product.
 pub(super) unsafe fn block<T: Number, E: Engine<T>>(
-    rows: Rows<'_, T>,
+    rows: impl Operand<T>,
     columns: &impl Columns<T>,
     sink: &impl Sink,
     of_rows: Range<usize>,
@@ -203,7 +228,7 @@ pub(super) unsafe fn block<T: Number, E: Engine<T>>(
 /// # Safety
 /// As [`block`].
 pub(super) unsafe fn block_onto<T: Number, E: Engine<T>>(
-    rows: Rows<'_, T>,
+    rows: impl Operand<T>,
     columns: &impl Columns<T>,
     of_rows: Range<usize>,
     of_columns: Range<usize>,
@@ -218,7 +243,7 @@ pub(super) unsafe fn block_onto<T: Number, E: Engine<T>>(
 /// As [`block`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 unsafe fn sum<T: Number, E: Engine<T>>(
-    rows: Rows<'_, T>,
+    rows: impl Operand<T>,
     columns: &impl Columns<T>,
     sink: &impl Sink,
     of_rows: Range<usize>,
@@ -229,14 +254,14 @@ unsafe fn sum<T: Number, E: Engine<T>>(
     let step = of_columns.len().next_multiple_of(LANES);
     sums.resize(of_rows.len() * step / LANES);
     let sums = sums.as_mut_slice();
-    if rows.depth == 0 && !onto {
+    if rows.depth() == 0 && !onto {
         sums.fill(0.0);
     }
     panel.resize(WORDS * VECTORS, Line::ZERO);
     let panel = panel.as_mut_ptr().cast::<__m512i>();
     let mut engine = E::begin();
-    for start in (0..rows.depth).step_by(WORDS * T::PER_WORD) {
-        let depth = start..(start + WORDS * T::PER_WORD).min(rows.depth);
+    for start in (0..rows.depth()).step_by(WORDS * T::PER_WORD) {
+        let depth = start..(start + WORDS * T::PER_WORD).min(rows.depth());
         // SAFETY: the rows lie in the operand.
         let (from, row_step) = unsafe { rows.part::<E>(of_rows.clone(), depth.clone(), copied) };
         for first in of_columns.clone().step_by(WIDTH) {
@@ -259,24 +284,28 @@ unsafe fn sum<T: Number, E: Engine<T>>(
             };
             // SAFETY: as many rows and vectors are there, in the operands and in the sums.
             unsafe { engine.multiply(tile, of_rows.len(), vectors) };
-            if depth.end == rows.depth {
+            if depth.end == rows.depth() {
                 // SAFETY: they lie in the product.
                 unsafe { sink.store(of_rows.clone(), group, sums, step) };
             }
         }
     }
-    if rows.depth == 0 {
+    if rows.depth() == 0 {
         // SAFETY: as above.
         unsafe { sink.store(of_rows, of_columns, sums, step) };
     }
 }
 
-impl<T: Number> Rows<'_, T> {
-    /// Elements `depth` of some rows as the engine takes them, where they lie or in `copied`: the first, and the step to the
-    /// next row.
-    ///
-    /// # Safety
-    /// The processor must have what [`Number`] takes; the ranges must lie in the operand.
+// SAFETY: where a part is copied, it is to whole lines, with zeros at the end; otherwise it lies as the engine takes it.
+unsafe impl<T: Number> Operand<T> for Rows<'_, T> {
+    fn count(&self) -> usize {
+        self.count
+    }
+
+    fn depth(&self) -> usize {
+        self.depth
+    }
+
     #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
     unsafe fn part<E: Engine<T>>(
         &self,
@@ -294,9 +323,10 @@ impl<T: Number> Rows<'_, T> {
             return (from, self.step);
         }
         let lines = depth.len().div_ceil(of_line);
-        copied.resize(rows.len() * lines, Line::ZERO);
-        for (row, to) in copied.chunks_exact_mut(lines).take(rows.len()).enumerate() {
-            for (line, to) in to.iter_mut().enumerate() {
+        let step = copied_step(lines);
+        copied.resize(rows.len() * step, Line::ZERO);
+        for (row, to) in copied.chunks_exact_mut(step).take(rows.len()).enumerate() {
+            for (line, to) in to[..lines].iter_mut().enumerate() {
                 // SAFETY: so many elements are left of this row.
                 unsafe {
                     let words =
@@ -305,8 +335,14 @@ impl<T: Number> Rows<'_, T> {
                 }
             }
         }
-        (copied.as_ptr().cast(), lines * of_line)
+        (copied.as_ptr().cast(), step * of_line)
     }
+}
+
+/// From one copied row of so many lines to the next: an odd number, so that what is written side by side in many rows does
+/// not all fall into a few sets of the cache.
+pub(super) fn copied_step(lines: usize) -> usize {
+    lines | 1
 }
 
 /// Rows times one panel.

@@ -145,8 +145,16 @@ fn check_conv(
     }
 }
 
-fn check_conv_x_backward(x: [usize; 4], out: usize, kernel: usize, stride: usize, padding: usize, seed: u64) {
-    let ([n, c, h, w], dtype) = (x, DType::BF16);
+fn check_conv_x_backward(
+    x: [usize; 4],
+    out: usize,
+    kernel: usize,
+    stride: usize,
+    padding: usize,
+    dtype: DType,
+    seed: u64,
+) {
+    let [n, c, h, w] = x;
     let [height, width] = [h, w].map(|size| (size + 2 * padding - kernel) / stride + 1);
     let grad = numbers(&[n, out, height, width], seed, dtype);
     let weight = numbers(&[out, c, kernel, kernel], seed + 1, dtype);
@@ -225,10 +233,11 @@ proptest! {
         kernel in 1_usize..4,
         stride in 1_usize..3,
         padding in 0_usize..3,
+        dtype in prop::sample::select(&[DType::F32, DType::BF16]),
         seed in 0_u64..1000,
     ) {
         prop_assume!(size.0 + 2 * padding >= kernel && size.1 + 2 * padding >= kernel && padding < kernel);
-        check_conv_x_backward([batch, channels, size.0, size.1], out, kernel, stride, padding, seed);
+        check_conv_x_backward([batch, channels, size.0, size.1], out, kernel, stride, padding, dtype, seed);
     }
 }
 
@@ -243,6 +252,10 @@ fn products_of_several_blocks_are_sums_rounded_once() {
         check_conv([3, 40, 8, 8], 100, 3, 1, 1, dtype, 4);
         check_conv([1, 20, 24, 24], 100, 3, 2, 1, dtype, 5);
         check_conv([5, 100, 7, 1], 10, 1, 1, 0, dtype, 6);
+        // kernels that parts of the depth cut in two
+        check_conv_x_backward([2, 90, 8, 8], 70, 3, 1, 1, dtype, 7);
+        check_conv_x_backward([1, 90, 9, 8], 70, 3, 2, 1, dtype, 8);
+        check_conv_x_backward([2, 450, 4, 4], 130, 2, 1, 0, dtype, 9);
     }
 }
 

@@ -1,77 +1,86 @@
-//! What the gradient of a convolution by its input is computed from, as a convolution of the output's gradient.
+//! What the gradient of a convolution by its input is computed from, as a convolution of the output's gradient: kernels turned
+//! by half a circle, and pixels that are put apart where the stride had left some out.
 
 use std::arch::x86_64::*;
-use std::mem::MaybeUninit;
+use std::ops::Range;
 
-use burn::tensor::bf16;
 use rayon::prelude::*;
 
-use super::super::elementwise::filled;
-use super::number::Number;
+use super::number::{Number, TAPS};
+use super::product::{Engine, LANES, Line, Operand, copied_step};
 
-/// Input channels of a task: what is read of an output channel is a few lines of the cache.
-const CHANNELS: usize = 32;
 /// How many output channels ahead weights are called for: they lie too far apart for the processor to foresee them.
-const AHEAD: usize = 8;
-/// Taps of the kernel that is turned in one register.
-const TAPS: usize = 9;
+const AHEAD: usize = 2;
 
-/// `[out, c, taps]` to `[c, out, taps]`, with the taps in the opposite order: the kernels turned by half a circle.
+/// `[c, out * taps]` from weights `[out, c, taps]`, with the taps in the opposite order.
 ///
-/// # Panics
-/// If the processor has no vectors for it.
-pub(super) fn turned(weight: &[bf16], [out, c, taps]: [usize; 3]) -> Vec<bf16> {
-    assert!(
-        <bf16 as Number>::is_available(),
-        "kernels turned by instructions that this processor does not have"
-    );
-    // SAFETY: the tasks are all channels, and both functions write all weights of each; the processor was asked.
-    unsafe {
-        filled(weight.len(), |to| {
-            let tasks = to.par_chunks_mut((CHANNELS * out * taps).max(1)).enumerate();
-            tasks.for_each(|(task, to)| match taps {
-                TAPS => turn(weight, c, task * CHANNELS, out, to),
-                _ => turn_any(weight, c, task * CHANNELS, [out, taps], to),
-            });
-        })
+/// Turned a part at a time, in the cache: a copy of all would have to be written and read again.
+#[derive(Clone, Copy)]
+pub(super) struct Turned<'a, T> {
+    pub(super) weight: &'a [T],
+    pub(super) out: usize,
+    pub(super) c: usize,
+    pub(super) taps: usize,
+}
+
+// SAFETY: a part is made of whole lines, with zeros at the end.
+unsafe impl<T: Number> Operand<T> for Turned<'_, T> {
+    fn count(&self) -> usize {
+        self.c
+    }
+
+    fn depth(&self) -> usize {
+        self.out * self.taps
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    unsafe fn part<E: Engine<T>>(
+        &self,
+        rows: Range<usize>,
+        depth: Range<usize>,
+        copied: &mut Vec<Line>,
+    ) -> (*const T, usize) {
+        let Self { weight, c, taps, .. } = *self;
+        let of_line = LANES * T::PER_WORD;
+        let lines = depth.len().div_ceil(of_line);
+        let step = copied_step(lines);
+        copied.resize(rows.len() * step, Line::ZERO);
+        if !depth.len().is_multiple_of(of_line) {
+            copied.chunks_exact_mut(step).for_each(|row| row[lines - 1] = Line::ZERO);
+        }
+        let (step, to) = (step * of_line, copied.as_mut_ptr().cast::<T>());
+        for o in depth.start / taps..depth.end.div_ceil(taps) {
+            let of_kernel = (o * taps).max(depth.start)..((o + 1) * taps).min(depth.end);
+            let kernels = &weight[(o * c + rows.start) * taps..][..rows.len() * taps];
+            fetch_ahead(kernels, AHEAD * c * taps);
+            for (row, kernel) in kernels.chunks_exact(taps).enumerate() {
+                // SAFETY: the row has room for the elements of this depth; a kernel of 3x3 that lies in it whole has nine.
+                unsafe {
+                    let to = to.add(row * step + of_kernel.start - depth.start);
+                    if taps == TAPS && of_kernel.len() == TAPS {
+                        T::turn(kernel.as_ptr(), to);
+                    } else {
+                        for (i, at) in of_kernel.clone().enumerate() {
+                            *to.add(i) = kernel[taps - 1 - (at - o * taps)];
+                        }
+                    }
+                }
+            }
+        }
+        (to, step)
     }
 }
 
-/// [`turned`] for kernels of 3x3 and the channels from `first` on that `to` has room for.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-fn turn(weight: &[bf16], c: usize, first: usize, out: usize, to: &mut [MaybeUninit<bf16>]) {
-    let (weight, to) = (weight.as_chunks::<TAPS>().0, to.as_chunks_mut::<TAPS>().0);
-    let channels = to.len() / out.max(1);
-    let backwards = _mm256_setr_epi16(8, 7, 6, 5, 4, 3, 2, 1, 0, 0, 0, 0, 0, 0, 0, 0);
-    for o in 0..out {
-        let from = &weight[o * c + first..][..channels];
-        let ahead = from.as_ptr().wrapping_add(AHEAD * c).cast::<i8>();
-        for line in (0..size_of_val(from)).step_by(64) {
-            // reads nothing, whatever the address
-            #[allow(unused_unsafe, reason = "it was unsafe before Rust 1.95")]
-            unsafe {
-                _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(line));
-            }
-        }
-        for (from, to) in from.iter().zip(to[o..].iter_mut().step_by(out)) {
-            // SAFETY: the mask has as many lanes as there are taps.
-            unsafe {
-                let taps = _mm256_maskz_loadu_epi16((1 << TAPS) - 1, from.as_ptr().cast());
-                let turned = _mm256_permutexvar_epi16(backwards, taps);
-                _mm256_mask_storeu_epi16(to.as_mut_ptr().cast(), (1 << TAPS) - 1, turned);
-            }
-        }
-    }
-}
-
-/// The same for kernels of any size.
-fn turn_any(weight: &[bf16], c: usize, first: usize, [out, taps]: [usize; 2], to: &mut [MaybeUninit<bf16>]) {
-    for o in 0..out {
-        for (channel, to) in to.chunks_exact_mut(out * taps).enumerate() {
-            let from = &weight[(o * c + first + channel) * taps..][..taps];
-            for (to, from) in to[o * taps..][..taps].iter_mut().zip(from.iter().rev()) {
-                to.write(*from);
-            }
+/// Has what lies `ahead` elements behind `elements` brought into the cache, as much as they are.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn fetch_ahead<T>(elements: &[T], ahead: usize) {
+    let from = elements.as_ptr().wrapping_add(ahead).cast::<i8>();
+    for line in (0..size_of_val(elements)).step_by(size_of::<Line>()) {
+        // reads nothing, whatever the address
+        #[allow(unused_unsafe, reason = "it was unsafe before Rust 1.95")]
+        unsafe {
+            _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(line));
         }
     }
 }
