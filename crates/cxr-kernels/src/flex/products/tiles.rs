@@ -252,7 +252,9 @@ fn permitted() -> bool {
     const FEATURES: u32 = 1 << 22 | 1 << 24;
 
     static PERMITTED: LazyLock<bool> = LazyLock::new(|| {
-        let has_it = __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & FEATURES == FEATURES;
+        // SAFETY: every processor of this architecture has it.
+        #[allow(unused_unsafe, reason = "it was unsafe before Rust 1.95")]
+        let has_it = unsafe { __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & FEATURES == FEATURES };
         // SAFETY: this request changes nothing but what the process may use.
         has_it && unsafe { libc::syscall(libc::SYS_arch_prctl, REQUEST, TILE_DATA) } == 0
     });
