@@ -90,7 +90,7 @@ mod by_panels {
             filled(batch * queries * heads * width, |to_q| {
                 to_k = filled(of_keys, |to_k| {
                     to_v = filled(of_keys, |to_v| {
-                        let targets = [to_q, to_k, to_v].map(|to| Target::new(to));
+                        let targets = [to_q, to_k, to_v].map(Target::new);
                         places.into_par_iter().for_each_init(Work::default, |work, place| {
                             work.head::<E>(geometry, place, [q, k, v, grad], targets);
                         });

@@ -360,7 +360,7 @@ pub(super) struct Tile<T> {
 
 impl<T> Tile<T> {
     /// From one of the rows on.
-    pub(super) fn from_row(self, row: usize) -> Self {
+    pub(super) fn at_row(self, row: usize) -> Self {
         let rows = self.rows.wrapping_add(row * self.row_step);
         Self { rows, sums: self.sums.wrapping_add(row * self.step), ..self }
     }

@@ -204,7 +204,7 @@ impl Engine<bf16> for Tiles {
 
     unsafe fn multiply(&mut self, tile: Tile<bf16>, rows: usize, vectors: usize) {
         for row in (0..rows).step_by(Self::ROWS) {
-            let (tile, rows) = (tile.from_row(row), Self::ROWS.min(rows - row));
+            let (tile, rows) = (tile.at_row(row), Self::ROWS.min(rows - row));
             if self.rows != rows {
                 let shapes = Shapes::of(rows);
                 // SAFETY: the processor has it, says the caller, and these are shapes that it allows.

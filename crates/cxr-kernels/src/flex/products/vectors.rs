@@ -49,7 +49,7 @@ impl Engine<f32> for Vectors {
     unsafe fn multiply(&mut self, tile: Tile<f32>, rows: usize, vectors: usize) {
         for row in (0..rows).step_by(ROWS) {
             // SAFETY: the caller's word.
-            unsafe { by_size!(singles(tile.from_row(row)), ROWS.min(rows - row), vectors; 1 2 3 4 5 6) }
+            unsafe { by_size!(singles(tile.at_row(row)), ROWS.min(rows - row), vectors; 1 2 3 4 5 6) }
         }
     }
 }
@@ -72,7 +72,7 @@ impl Engine<bf16> for Vectors {
     unsafe fn multiply(&mut self, tile: Tile<bf16>, rows: usize, vectors: usize) {
         for row in (0..rows).step_by(ROWS) {
             // SAFETY: the caller's word.
-            unsafe { by_size!(pairs(tile.from_row(row)), ROWS.min(rows - row), vectors; 1 2 3 4 5 6) }
+            unsafe { by_size!(pairs(tile.at_row(row)), ROWS.min(rows - row), vectors; 1 2 3 4 5 6) }
         }
     }
 }
