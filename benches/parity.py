@@ -24,6 +24,8 @@ ap.add_argument("--only", nargs="*", help="components, e.g. text unet train-step
 args = ap.parse_args()
 # f32 by what is asked of the CPU, TF32 on a GPU; f16 and bf16 by their 11 and 8 bits
 BAR = {"f32": 1e-4 if args.device == "flex" else 2e-3, "f16": 1e-2, "bf16": 2e-2}[args.dtype]
+# gradients in bf16 pass through twice as many roundings: PyTorch's own worst is 8.5e-2 off
+GRADIENT_BAR = {"bf16": 1e-1}.get(args.dtype, BAR)
 torch.set_grad_enabled(False)
 failed = []
 
@@ -124,7 +126,7 @@ if wanted("train-step"):
                 for name, parameter in model.named_parameters() if parameter.grad is not None}
     assert found.keys() == expected.keys(), sorted(found.keys() ^ expected.keys())[:4]
     worst = max(expected, key=lambda name: float((found[name] - expected[name]).norm() / expected[name].norm()))
-    compare(f"train-step, worst of {len(expected)} gradients", found[worst], expected[worst])
+    compare(f"train-step, worst of {len(expected)} gradients", found[worst], expected[worst], GRADIENT_BAR)
 if wanted("train-run"):
     STEPS, RATE = 20, 5e-5
     unet = UNet2DConditionModel.from_pretrained(args.model / "unet", **load)
