@@ -62,36 +62,18 @@ pub(super) fn product(
     match (path, x.dtype()) {
         #[cfg(target_arch = "x86_64")]
         (Path::Single, _) => {
-            let panels = by_panels::panels::<f32, Vectors>(cache, &as_stored, slice(&weight), order, sizes);
-            let y = by_panels::product::<f32, Vectors>(slice(&x), slice(&weight), bias, order, sizes, panels);
-            tensor(y, shape)
+            let weight = (slice(&weight), &as_stored, cache);
+            tensor(by_panels::product::<f32, Vectors>(slice(&x), weight, bias, order, sizes), shape)
         }
         #[cfg(target_arch = "x86_64")]
         (Path::Bf16, _) => {
-            let panels =
-                by_panels::panels::<bf16, Vectors>(cache, &as_stored, elements(&weight), order, sizes);
-            let y = by_panels::product::<bf16, Vectors>(
-                elements(&x),
-                elements(&weight),
-                bias,
-                order,
-                sizes,
-                panels,
-            );
-            half_tensor(y, shape)
+            let weight = (elements(&weight), &as_stored, cache);
+            half_tensor(by_panels::product::<bf16, Vectors>(elements(&x), weight, bias, order, sizes), shape)
         }
         #[cfg(target_arch = "x86_64")]
         (Path::Tiles, _) => {
-            let panels = by_panels::panels::<bf16, Tiles>(cache, &as_stored, elements(&weight), order, sizes);
-            let y = by_panels::product::<bf16, Tiles>(
-                elements(&x),
-                elements(&weight),
-                bias,
-                order,
-                sizes,
-                panels,
-            );
-            half_tensor(y, shape)
+            let weight = (elements(&weight), &as_stored, cache);
+            half_tensor(by_panels::product::<bf16, Tiles>(elements(&x), weight, bias, order, sizes), shape)
         }
         (_, DType::F16) => {
             half_tensor(panels::product::<f16>(elements(&x), elements(&weight), bias, order, sizes), shape)
@@ -159,7 +141,7 @@ pub(super) mod by_panels {
     }
 
     /// The panels of a weight that its cache has, or has room for, or that are worth making for one call.
-    pub(super) fn panels<T: Number, E: Engine<T>>(
+    fn panels<T: Number, E: Engine<T>>(
         cache: &WeightCache,
         weight: &FlexTensor,
         data: &[T],
@@ -173,20 +155,24 @@ pub(super) mod by_panels {
             return once(&|| Panels::new(&Plain { data, columns, step: columns }, depth));
         }
         let pack = || Panels::new(&Transposed { data, columns, step: depth }, depth);
-        kept(cache, weight, Panels::bytes::<T>(columns, depth), blocks, pack).or_else(|| once(&pack))
+        // how often a call would do it otherwise
+        let uses = if E::PACKS_ONCE { 1 } else { blocks };
+        kept(cache, weight, Panels::bytes::<T>(columns, depth), uses, pack).or_else(|| once(&pack))
     }
 
+    /// The product with a weight: its elements, the tensor that they are of, and the cache that may keep its panels.
     pub(super) fn product<T: Number, E: Engine<T>>(
         x: &[T],
-        weight: &[T],
+        (weight, as_stored, cache): (&[T], &FlexTensor, &WeightCache),
         bias: Option<&[f32]>,
         order: Order,
-        [rows, columns, depth]: [usize; 3],
-        panels: Option<Arc<Panels>>,
+        sizes: [usize; 3],
     ) -> Vec<T>
     where
         for<'a> Lines<'a, T>: Sink,
     {
+        let panels = panels::<T, E>(cache, as_stored, weight, order, sizes);
+        let [rows, columns, depth] = sizes;
         // SAFETY: the product's rows and columns are all that `out` has, and each is stored.
         unsafe {
             filled(rows * columns, |out| {
