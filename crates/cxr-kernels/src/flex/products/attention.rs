@@ -65,8 +65,8 @@ pub(super) mod by_panels {
 
     use super::super::Target;
     use super::super::linear::by_panels::Lines;
-    use super::super::number::Number;
-    use super::super::product::{Buffers, Engine, LANES, Rows, Sink, block, block_onto};
+    use super::super::number::{LANES, Number};
+    use super::super::product::{Buffers, Engine, Rows, Sink, block, block_onto};
     use super::super::softmax::{self, Weights};
     use super::super::weights::{Packed, Panels, Plain, Transposed};
     use crate::flex::attention::{Geometry, Heads};

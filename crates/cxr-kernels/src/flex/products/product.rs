@@ -10,10 +10,8 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::blocks;
-use super::number::Number;
+use super::number::{LANES, Number};
 
-/// Columns of one vector.
-pub(super) const LANES: usize = 16;
 /// Vectors of a panel.
 pub(super) const VECTORS: usize = 4;
 /// Columns of a panel.
@@ -364,9 +362,4 @@ impl<T> Tile<T> {
         let rows = self.rows.wrapping_add(row * self.row_step);
         Self { rows, sums: self.sums.wrapping_add(row * self.step), ..self }
     }
-}
-
-/// The mask of the first `count` lanes.
-pub(super) fn first_lanes(count: usize) -> __mmask16 {
-    if count >= LANES { !0 } else { (1 << count) - 1 }
 }

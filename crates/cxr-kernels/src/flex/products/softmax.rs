@@ -5,7 +5,8 @@ use std::arch::x86_64::*;
 
 use burn::tensor::bf16;
 
-use super::product::{LANES, Line, first_lanes};
+use super::number::{LANES, first_lanes};
+use super::product::Line;
 
 /// Weights of a row that are written at once: a line of the cache.
 pub(super) const UNIT: usize = 2 * LANES;

@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use burn::tensor::bf16;
 
-use super::product::{LANES, first_lanes};
+use super::number::{LANES, first_lanes};
 
 /// Writes `sums + bias` to `out`.
 ///

@@ -10,8 +10,8 @@ use std::arch::asm;
 
 use burn::tensor::bf16;
 
-use super::number::Number;
-use super::product::{Engine, LANES, Tile};
+use super::number::{LANES, Number};
+use super::product::{Engine, Tile};
 
 /// Rows of a tile.
 const HEIGHT: usize = 16;

@@ -6,8 +6,8 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::number::{Number, TAPS};
-use super::product::{Engine, LANES, Line, Operand, copied_step};
+use super::number::{LANES, Number, TAPS};
+use super::product::{Engine, Line, Operand, copied_step};
 
 /// How many output channels ahead weights are called for: they lie too far apart for the processor to foresee them.
 const AHEAD: usize = 2;

@@ -7,8 +7,8 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::super::conv::Geometry;
-use super::number::Number;
-use super::product::{Columns, LANES};
+use super::number::{LANES, Number};
+use super::product::Columns;
 
 /// Images with their padding, and where in them each line and each column begins: an element of the matrix is at the sum
 /// of the two.

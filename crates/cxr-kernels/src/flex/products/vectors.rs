@@ -5,8 +5,8 @@ use std::arch::x86_64::*;
 
 use burn::tensor::bf16;
 
-use super::number::Number;
-use super::product::{Engine, LANES, Tile, VECTORS};
+use super::number::{LANES, Number};
+use super::product::{Engine, Tile, VECTORS};
 
 /// Rows of a tile: with four vectors of columns, 24 of the 32 registers hold sums.
 const ROWS: usize = 6;

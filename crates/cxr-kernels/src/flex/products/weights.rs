@@ -6,8 +6,8 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::super::elementwise::filled;
-use super::number::Number;
-use super::product::{Columns, LANES, Line, WIDTH, WORDS, first_lanes, pack_whole};
+use super::number::{LANES, Number, first_lanes};
+use super::product::{Columns, Line, WIDTH, WORDS, pack_whole};
 
 /// A matrix `[columns, depth]`: a column's elements lie side by side.
 #[derive(Clone, Copy)]
