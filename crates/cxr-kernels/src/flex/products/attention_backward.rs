@@ -165,7 +165,7 @@ mod by_panels {
                     );
                     let to_weights = self.to_weights.sums.as_mut_slice();
                     softmax_backward(&self.weights, to_weights, step, geometry.scale(), &mut self.to_scores);
-                    let to_scores = numbers(&self.to_scores);
+                    let to_scores = Line::numbers(&self.to_scores);
 
                     let of_scores = Rows { data: to_scores, count, depth: padded, step: padded };
                     let (row, column) = (place.0 * queries + first, place.1 * width);
@@ -205,20 +205,12 @@ mod by_panels {
         (&bf16::buffer(&x.tensor)[start..], step)
     }
 
-    /// The numbers of some lines.
-    fn numbers(lines: &[Line]) -> &[bf16] {
-        // SAFETY: a line is as many bits of any value.
-        unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), lines.len() * UNIT) }
-    }
-
     /// Columns for rows, in `to`; each of the rows that there are is multiplied by its factor, if they have some.
     fn turn<'a>(rows: Rows<'_, bf16>, factors: &[f32], to: &'a mut Vec<Line>) -> Rows<'a, bf16> {
         let step = rows.count.next_multiple_of(UNIT);
         to.clear();
         to.resize(rows.depth * step / UNIT, Line::ZERO);
-        // SAFETY: as in `numbers`.
-        let data =
-            unsafe { std::slice::from_raw_parts_mut(to.as_mut_ptr().cast::<bf16>(), rows.depth * step) };
+        let data = Line::numbers_mut::<bf16>(to);
         for (i, row) in rows.data.chunks(rows.step).take(rows.count).enumerate() {
             for (to, x) in data[i..].iter_mut().step_by(step).zip(&row[..rows.depth]) {
                 *to = factors.get(i).map_or(*x, |factor| bf16::from_f32(x.to_f32() * factor));

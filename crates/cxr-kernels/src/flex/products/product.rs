@@ -186,6 +186,20 @@ pub(super) struct Line(#[expect(dead_code, reason = "written and read as a vecto
 
 impl Line {
     pub(super) const ZERO: Self = Self([0; LANES]);
+
+    /// The numbers of some lines.
+    pub(super) fn numbers<T: Number>(lines: &[Self]) -> &[T] {
+        // SAFETY: a line is as many bits of any value, which every number may have.
+        unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), lines.len() * LANES * T::PER_WORD) }
+    }
+
+    /// The same, to be written.
+    pub(super) fn numbers_mut<T: Number>(lines: &mut [Self]) -> &mut [T] {
+        // SAFETY: as above.
+        unsafe {
+            std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), lines.len() * LANES * T::PER_WORD)
+        }
+    }
 }
 
 /// Numbers that begin on a line of the cache.
@@ -199,8 +213,7 @@ impl Sums {
     }
 
     pub(super) fn as_mut_slice(&mut self) -> &mut [f32] {
-        // SAFETY: a line is as many bits of any value.
-        unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast(), self.0.len() * LANES) }
+        Line::numbers_mut(&mut self.0)
     }
 }
 

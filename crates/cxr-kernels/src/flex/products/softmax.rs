@@ -67,8 +67,7 @@ impl Weights {
 
     /// The exponentials, one row after the other.
     pub(super) fn as_slice(&self) -> &[bf16] {
-        // SAFETY: a line is as many bits of any value.
-        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.lines.len() * UNIT) }
+        Line::numbers(&self.lines)
     }
 }
 
