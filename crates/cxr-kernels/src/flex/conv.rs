@@ -3,7 +3,8 @@
 //!
 //! For layers whose weights stay in the cache too. Above [`WEIGHT_LIMIT`] every tile would read all the weights
 //! from memory again, and [`conv_large`](super::conv_large) takes larger tiles; for the gradient of the weights burn's own
-//! convolution is the better one. The choice looks at the layer alone.
+//! convolution is the better one. The choice looks at the layer alone. With AVX-512, [`products`](super::products) has the
+//! forward pass, and the gradient of the input for strides of one.
 
 use std::sync::Arc;
 

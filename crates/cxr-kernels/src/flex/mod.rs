@@ -212,13 +212,13 @@ impl DiffusionBackend for Flex {
             plain::conv2d_x_backward::<Flex>(x_shape, weight, grad, stride, padding)
         } else if winograd::applies(&x_shape, &weight.shape(), stride, padding) {
             winograd::x_backward(&x_shape, weight, grad, padding)
-        } else if conv::applies(&weight, grad.dtype()) {
-            let own = WeightCache::new();
-            conv::x_backward(&x_shape, weight, grad, stride, padding, if is_copy { &own } else { cache })
         } else if stride == 1
             && let Some(y) = products::conv2d_x_backward(&x_shape, &weight, &grad, stride, padding)
         {
             y
+        } else if conv::applies(&weight, grad.dtype()) {
+            let own = WeightCache::new();
+            conv::x_backward(&x_shape, weight, grad, stride, padding, if is_copy { &own } else { cache })
         } else {
             conv_large::x_backward(&x_shape, weight, grad, stride, padding)
         };

@@ -73,7 +73,8 @@ fn shapes_that_do_not_fit_panic_and_name_the_operation() {
     assert_panics(&["tokens_to_image", "6"], || ops::tokens_to_image(ones([1, 6, 2], DType::F32), 2, 2));
 }
 
-/// The input's gradient of a convolution whose weight is frozen: a rotated copy of it is kept.
+/// The input's gradient of a convolution whose weight is frozen: a rotated copy of it is kept where the processor has no
+/// AVX-512, by which it is read as it lies.
 fn input_gradient(weight: &Tensor<Flex, 4>, cache: &WeightCache) -> Vec<f32> {
     let c = weight.dims()[1];
     let x = Tensor::<Ad, 4>::from_inner(tensor(&numbers(2 * c * 25, 1), [2, c, 5, 5])).require_grad();
@@ -98,8 +99,11 @@ fn projected(weight: &Tensor<Flex, 4>, cache: &WeightCache) -> Vec<f32> {
 #[test]
 fn a_changed_weight_invalidates_the_cache() {
     type Operation = fn(&Tensor<Flex, 4>, &WeightCache) -> Vec<f32>;
-    let operations: [(Operation, [usize; 2], bool); 3] =
-        [(input_gradient, [4, 3], true), (convolved, [32, 48], true), (projected, [32, 48], has_avx512())];
+    let operations: [(Operation, [usize; 2], bool); 3] = [
+        (input_gradient, [4, 3], !has_avx512()),
+        (convolved, [32, 48], true),
+        (projected, [32, 48], has_avx512()),
+    ];
     for (operation, [out, c], packs) in operations {
         let fresh = |weight: &Tensor<Flex, 4>| operation(weight, &WeightCache::new());
         let cache = WeightCache::new();
@@ -111,7 +115,7 @@ fn a_changed_weight_invalidates_the_cache() {
             for _ in 0..3 {
                 assert_eq!(operation(&weight, &cache), expected);
             }
-            assert_eq!(cache.is_filled(), packs, "if nothing was packed, nothing could be stale");
+            assert_eq!(cache.is_filled(), packs, "what is not packed cannot be stale");
             assert!(!seen.contains(&expected), "the weight did not change");
             seen.push(expected);
             // An operation that may write in place, as an optimizer's does.

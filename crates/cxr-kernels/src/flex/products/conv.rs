@@ -227,6 +227,7 @@ mod by_panels {
     ) -> Vec<T>
     where
         for<'a> Planes<'a, T>: Sink,
+        for<'a> Turned<'a, T>: Operand<T>,
     {
         let Geometry { batch, input, output, kernel, stride, padding } = *geometry;
         let ([c, h, w], [out, height, width]) = (input, output);
@@ -257,7 +258,7 @@ mod by_panels {
             filled(geometry.batch * geometry.output_len(), |out| {
                 let target = Target::new(out);
                 let sink = Planes { target, channels, plane: height * width, bias };
-                multiply::<T, E>(filters, &columns, &sink);
+                multiply::<T, E, _>(filters, &columns, &sink);
             })
         }
     }

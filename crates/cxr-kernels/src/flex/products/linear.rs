@@ -180,13 +180,13 @@ pub(super) mod by_panels {
                 let sink = Lines { target, columns, bias };
                 let rows = Rows { data: x, count: rows, depth, step: depth };
                 match (&panels, order) {
-                    (Some(panels), _) => multiply::<T, E>(rows, &Packed { panels, columns }, &sink),
+                    (Some(panels), _) => multiply::<T, E, _>(rows, &Packed { panels, columns }, &sink),
                     (_, Order::Transposed) => {
                         let step = depth;
-                        multiply::<T, E>(rows, &Transposed { data: weight, columns, step }, &sink)
+                        multiply::<T, E, _>(rows, &Transposed { data: weight, columns, step }, &sink)
                     }
                     (_, Order::Plain) => {
-                        multiply::<T, E>(rows, &Plain { data: weight, columns, step: columns }, &sink)
+                        multiply::<T, E, _>(rows, &Plain { data: weight, columns, step: columns }, &sink)
                     }
                 }
             })

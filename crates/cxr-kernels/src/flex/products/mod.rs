@@ -15,6 +15,8 @@
 //! Every sum goes along the depth from its first element to its last, whatever the blocks and however many threads and
 //! rows there are: a row of a batch has the bits that it has alone.
 
+#[cfg(target_arch = "x86_64")]
+mod ahead;
 mod attention;
 mod attention_backward;
 mod conv;
@@ -93,19 +95,28 @@ fn even_blocks(count: usize, most: usize, unit: usize) -> usize {
     count.div_ceil(blocks).next_multiple_of(unit).max(unit)
 }
 
-/// The blocks of a result: rows and columns of each, no more than `sums` in all.
+/// The blocks of a result: rows and columns of each, multiples of `units`, and no more than `sums` in all. Where the columns
+/// are weights, it is they that are shared out among threads first, so that each is read once.
 ///
 /// What is computed does not depend on them, so they may look at the number of threads.
-fn blocks(rows: usize, columns: usize, sums: usize, row_unit: usize, column_unit: usize) -> [usize; 2] {
+fn blocks(
+    [rows, columns]: [usize; 2],
+    sums: usize,
+    units: [usize; 2],
+    columns_are_weights: bool,
+) -> [usize; 2] {
     const MOST_COLUMNS: usize = 384;
     /// Rows below which bringing the columns into order would cost too much beside multiplying them.
     const FEWEST_ROWS: usize = 96;
 
+    let [row_unit, column_unit] = units;
     let mut width = even_blocks(columns, MOST_COLUMNS, column_unit);
     let mut height = even_blocks(rows, sums / width, row_unit);
     let tasks = |height, width| rows.div_ceil(height) * columns.div_ceil(width);
     while tasks(height, width) < 4 * rayon::current_num_threads() {
-        if height >= 2 * FEWEST_ROWS {
+        if columns_are_weights && width > column_unit {
+            width = (width / 2).next_multiple_of(column_unit);
+        } else if height >= 2 * FEWEST_ROWS {
             height = (height / 2).next_multiple_of(row_unit);
         } else if width > column_unit {
             width = (width / 2).next_multiple_of(column_unit);

@@ -29,7 +29,7 @@ pub(super) fn product<T: Half>(
     sizes: [usize; 3],
 ) -> Vec<T> {
     let [rows, columns, _] = sizes;
-    let [height, width] = blocks(rows, columns, SUMS, UNIT, UNIT);
+    let [height, width] = blocks([rows, columns], SUMS, [UNIT; 2], true);
     let starts = |count: usize, size: usize| (0..count).step_by(size).map(move |s| s..(s + size).min(count));
     let tasks: Vec<_> =
         starts(columns, width).flat_map(|c| starts(rows, height).map(move |r| (r, c.clone()))).collect();

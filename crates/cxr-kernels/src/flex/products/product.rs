@@ -9,6 +9,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::ahead::Source;
 use super::blocks;
 use super::number::{LANES, Number};
 
@@ -59,8 +60,7 @@ pub(super) unsafe trait Operand<T>: Copy + Sync {
     /// Elements of each.
     fn depth(&self) -> usize;
 
-    /// Elements `depth` of some rows as the engine takes them, where they lie or in `copied`: the first, and the step to the
-    /// next row.
+    /// Elements `depth` of some rows as the engine takes them, where they lie or in `copied`.
     ///
     /// # Safety
     /// The processor must have what [`Number`] takes; the ranges must lie in the operand, the depth be no more than that of a
@@ -70,7 +70,36 @@ pub(super) unsafe trait Operand<T>: Copy + Sync {
         rows: Range<usize>,
         depth: Range<usize>,
         copied: &mut Vec<Line>,
-    ) -> (*const T, usize);
+    ) -> Part<T>;
+}
+
+/// Some elements of some rows.
+#[derive(Clone, Copy)]
+pub(super) struct Part<T> {
+    /// The first element of the first row.
+    pub(super) from: *const T,
+    /// From one row to the next.
+    pub(super) step: usize,
+    /// From one element of a row to the next.
+    pub(super) way: Way,
+    /// From an element to the one at its place in the part of the depth that comes next, or thereabouts: it is called for, and
+    /// not read.
+    pub(super) onward: usize,
+}
+
+/// The way along a row: a run of `first` elements and then runs of `run`, each element `step` behind the one before, and
+/// `jump` more from run to run. Engines that take rows in whole lines of the cache take the straight way alone.
+#[derive(Clone, Copy)]
+pub(super) struct Way {
+    pub(super) first: usize,
+    pub(super) run: usize,
+    pub(super) step: isize,
+    pub(super) jump: isize,
+}
+
+impl Way {
+    /// Side by side; a run is a line of the cache.
+    pub(super) const STRAIGHT: Self = Self { first: LANES, run: LANES, step: 1, jump: 0 };
 }
 
 /// Rows that lie side by side: `[rows, depth]`, each beginning `step` after the one before.
@@ -87,6 +116,9 @@ pub(super) struct Rows<'a, T> {
 /// # Safety
 /// `pack` must write all of the panel, and `packed` return one as [`pack_whole`] writes it.
 pub(super) unsafe trait Columns<T>: Sync {
+    /// Whether they are the weights of a layer, which are read from memory: once, if a block has all rows.
+    const ARE_WEIGHTS: bool;
+
     /// How many there are.
     fn count(&self) -> usize;
 
@@ -94,6 +126,12 @@ pub(super) unsafe trait Columns<T>: Sync {
     fn packed(&self, columns: &Range<usize>, depth: &Range<usize>) -> Option<*const __m512i> {
         let _ = (columns, depth);
         None
+    }
+
+    /// What [`pack`](Self::pack) reads, if it is worth being called for ahead.
+    fn source(&self, columns: Range<usize>, depth: &Range<usize>) -> Source {
+        let _ = (columns, depth);
+        Source::NONE
     }
 
     /// Writes lines `depth` of `columns` into `panel`: for each line, or pair of lines, the words of all columns, which
@@ -146,14 +184,14 @@ impl Sink for Kept {
 }
 
 /// Multiplies; needs [`Engine::is_available`].
-pub(super) fn multiply<T: Number, E: Engine<T>>(
+pub(super) fn multiply<T: Number, E: Engine<T>, C: Columns<T>>(
     rows: impl Operand<T>,
-    columns: &impl Columns<T>,
+    columns: &C,
     sink: &impl Sink,
 ) {
     assert!(E::is_available(), "a product for instructions that this processor does not have");
     let count = rows.count();
-    let [height, width] = blocks(count, columns.count(), E::SUMS, E::ROWS, WIDTH);
+    let [height, width] = blocks([count, columns.count()], E::SUMS, [E::ROWS, WIDTH], C::ARE_WEIGHTS);
     let starts = |count: usize, size: usize| (0..count).step_by(size).map(move |s| s..(s + size).min(count));
     // blocks of one and the same column after another: they share what they read of it
     let tasks: Vec<_> = starts(columns.count(), width)
@@ -167,7 +205,7 @@ pub(super) fn multiply<T: Number, E: Engine<T>>(
 
 /// In how many blocks of rows [`multiply`] goes over the columns.
 pub(super) fn row_blocks<T, E: Engine<T>>(rows: usize, columns: usize) -> usize {
-    rows.div_ceil(blocks(rows, columns, E::SUMS, E::ROWS, WIDTH)[0])
+    rows.div_ceil(blocks([rows, columns], E::SUMS, [E::ROWS, WIDTH], true)[0])
 }
 
 /// What one thread works in.
@@ -271,12 +309,14 @@ unsafe fn sum<T: Number, E: Engine<T>>(
     panel.resize(WORDS * VECTORS, Line::ZERO);
     let panel = panel.as_mut_ptr().cast::<__m512i>();
     let mut engine = E::begin();
+    let depth_from = |start: usize| start..(start + WORDS * T::PER_WORD).min(rows.depth());
+    let group_from = |first: usize| first..(first + WIDTH).min(of_columns.end);
     for start in (0..rows.depth()).step_by(WORDS * T::PER_WORD) {
-        let depth = start..(start + WORDS * T::PER_WORD).min(rows.depth());
+        let depth = depth_from(start);
         // SAFETY: the rows lie in the operand.
-        let (from, row_step) = unsafe { rows.part::<E>(of_rows.clone(), depth.clone(), copied) };
+        let part = unsafe { rows.part::<E>(of_rows.clone(), depth.clone(), copied) };
         for first in of_columns.clone().step_by(WIDTH) {
-            let group = first..(first + WIDTH).min(of_columns.end);
+            let group = group_from(first);
             let vectors = group.len().div_ceil(LANES);
             let panel = columns.packed(&group, &depth).unwrap_or_else(|| {
                 // SAFETY: the panel's buffer has room for `WORDS` words of `WIDTH` columns.
@@ -284,10 +324,17 @@ unsafe fn sum<T: Number, E: Engine<T>>(
                 panel
             });
             let sums = &mut sums[first - of_columns.start..];
+            let next = if group.end < of_columns.end {
+                columns.source(group_from(group.end), &depth)
+            } else if depth.end < rows.depth() {
+                columns.source(group_from(of_columns.start), &depth_from(depth.end))
+            } else {
+                Source::NONE
+            };
             let tile = Tile {
-                rows: from,
-                row_step,
+                rows: part,
                 depth: depth.len(),
+                next,
                 panel,
                 sums: sums.as_mut_ptr(),
                 step,
@@ -323,15 +370,16 @@ unsafe impl<T: Number> Operand<T> for Rows<'_, T> {
         rows: Range<usize>,
         depth: Range<usize>,
         copied: &mut Vec<Line>,
-    ) -> (*const T, usize) {
+    ) -> Part<T> {
         let of_line = LANES * T::PER_WORD;
+        let onward = depth.len();
         // SAFETY: the first of these rows has elements from there on.
         let from = unsafe { self.data.as_ptr().add(rows.start * self.step + depth.start) };
         let in_lines = from.addr().is_multiple_of(size_of::<Line>())
             && self.step.is_multiple_of(of_line)
             && depth.len().is_multiple_of(of_line);
         if in_lines || !E::ROWS_IN_LINES {
-            return (from, self.step);
+            return Part { from, step: self.step, way: Way::STRAIGHT, onward };
         }
         let lines = depth.len().div_ceil(of_line);
         let step = copied_step(lines);
@@ -346,7 +394,7 @@ unsafe impl<T: Number> Operand<T> for Rows<'_, T> {
                 }
             }
         }
-        (copied.as_ptr().cast(), step * of_line)
+        Part { from: copied.as_ptr().cast(), step: step * of_line, way: Way::STRAIGHT, onward }
     }
 }
 
@@ -359,9 +407,10 @@ pub(super) fn copied_step(lines: usize) -> usize {
 /// Rows times one panel.
 #[derive(Clone, Copy)]
 pub(super) struct Tile<T> {
-    pub(super) rows: *const T,
-    pub(super) row_step: usize,
+    pub(super) rows: Part<T>,
     pub(super) depth: usize,
+    /// What the next panel is made of.
+    pub(super) next: Source,
     pub(super) panel: *const __m512i,
     pub(super) sums: *mut f32,
     /// From one row of the sums to the next.
@@ -369,10 +418,11 @@ pub(super) struct Tile<T> {
     pub(super) accumulate: bool,
 }
 
-impl<T> Tile<T> {
+impl<T: Copy> Tile<T> {
     /// From one of the rows on.
     pub(super) fn at_row(self, row: usize) -> Self {
-        let rows = self.rows.wrapping_add(row * self.row_step);
+        let from = self.rows.from.wrapping_add(row * self.rows.step);
+        let rows = Part { from, ..self.rows };
         Self { rows, sums: self.sums.wrapping_add(row * self.step), ..self }
     }
 }

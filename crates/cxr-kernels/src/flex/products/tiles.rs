@@ -215,8 +215,8 @@ impl Engine<bf16> for Tiles {
             }
             for v in (0..vectors).step_by(2) {
                 let sweep = Sweep {
-                    a: tile.rows,
-                    a_step: tile.row_step * size_of::<bf16>(),
+                    a: tile.rows.from,
+                    a_step: tile.rows.step * size_of::<bf16>(),
                     b: tile.panel.wrapping_add(v).cast(),
                     b_step: vectors * BYTES,
                     c: tile.sums.wrapping_add(v * LANES),

@@ -4,17 +4,21 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
+use burn::tensor::bf16;
 use rayon::prelude::*;
 
-use super::number::{LANES, Number, TAPS};
-use super::product::{Engine, Line, Operand, copied_step};
+use super::ahead::fetch;
+use super::number::{LANES, Number, TAPS, first_lanes};
+use super::product::{Engine, Line, Operand, Part, Way, copied_step};
+use super::weights::transpose;
 
 /// How many output channels ahead weights are called for: they lie too far apart for the processor to foresee them.
 const AHEAD: usize = 2;
 
 /// `[c, out * taps]` from weights `[out, c, taps]`, with the taps in the opposite order.
 ///
-/// Turned a part at a time, in the cache: a copy of all would have to be written and read again.
+/// Where the engine takes any way along a row, a kernel is read backwards where it lies. Otherwise it is turned a part at a
+/// time, in the cache: a copy of all would have to be written and read again.
 #[derive(Clone, Copy)]
 pub(super) struct Turned<'a, T> {
     pub(super) weight: &'a [T],
@@ -23,8 +27,41 @@ pub(super) struct Turned<'a, T> {
     pub(super) taps: usize,
 }
 
+// SAFETY: the way leads through the elements of this part.
+unsafe impl Operand<f32> for Turned<'_, f32> {
+    fn count(&self) -> usize {
+        self.c
+    }
+
+    fn depth(&self) -> usize {
+        self.out * self.taps
+    }
+
+    /// Where they lie: from the last tap of a kernel to its first, and on to the last of the next output channel's. Kernels
+    /// of one tap are copied: of each line of the cache a few rows would use a part.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    unsafe fn part<E: Engine<f32>>(
+        &self,
+        rows: Range<usize>,
+        depth: Range<usize>,
+        copied: &mut Vec<Line>,
+    ) -> Part<f32> {
+        const { assert!(!E::ROWS_IN_LINES) };
+        let Self { weight, c, taps, .. } = *self;
+        if taps == 1 {
+            // SAFETY: the caller's word.
+            return unsafe { exchanged(weight, c, rows, depth, copied) };
+        }
+        let (o, tap) = (depth.start / taps, depth.start % taps);
+        let kernels = c * taps;
+        let from = weight[o * kernels + rows.start * taps + taps - 1 - tap..].as_ptr();
+        let way = Way { first: taps - tap, run: taps, step: -1, jump: (kernels + taps) as isize };
+        Part { from, step: taps, way, onward: depth.len() / taps * kernels }
+    }
+}
+
 // SAFETY: a part is made of whole lines, with zeros at the end.
-unsafe impl<T: Number> Operand<T> for Turned<'_, T> {
+unsafe impl Operand<bf16> for Turned<'_, bf16> {
     fn count(&self) -> usize {
         self.c
     }
@@ -34,21 +71,21 @@ unsafe impl<T: Number> Operand<T> for Turned<'_, T> {
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-    unsafe fn part<E: Engine<T>>(
+    unsafe fn part<E: Engine<bf16>>(
         &self,
         rows: Range<usize>,
         depth: Range<usize>,
         copied: &mut Vec<Line>,
-    ) -> (*const T, usize) {
+    ) -> Part<bf16> {
         let Self { weight, c, taps, .. } = *self;
-        let of_line = LANES * T::PER_WORD;
+        let of_line = LANES * bf16::PER_WORD;
         let lines = depth.len().div_ceil(of_line);
         let step = copied_step(lines);
         copied.resize(rows.len() * step, Line::ZERO);
         if !depth.len().is_multiple_of(of_line) {
             copied.chunks_exact_mut(step).for_each(|row| row[lines - 1] = Line::ZERO);
         }
-        let (step, to) = (step * of_line, copied.as_mut_ptr().cast::<T>());
+        let (step, to) = (step * of_line, copied.as_mut_ptr().cast::<bf16>());
         for o in depth.start / taps..depth.end.div_ceil(taps) {
             let of_kernel = (o * taps).max(depth.start)..((o + 1) * taps).min(depth.end);
             let kernels = &weight[(o * c + rows.start) * taps..][..rows.len() * taps];
@@ -58,7 +95,7 @@ unsafe impl<T: Number> Operand<T> for Turned<'_, T> {
                 unsafe {
                     let to = to.add(row * step + of_kernel.start - depth.start);
                     if taps == TAPS && of_kernel.len() == TAPS {
-                        T::turn(kernel.as_ptr(), to);
+                        bf16::turn(kernel.as_ptr(), to);
                     } else {
                         for (i, at) in of_kernel.clone().enumerate() {
                             *to.add(i) = kernel[taps - 1 - (at - o * taps)];
@@ -67,21 +104,51 @@ unsafe impl<T: Number> Operand<T> for Turned<'_, T> {
                 }
             }
         }
-        (to, step)
+        Part { from: to, step, way: Way::STRAIGHT, onward: 0 }
     }
+}
+
+/// Rows `rows` of a matrix `[depth, c]`, columns there.
+///
+/// # Safety
+/// The processor must have these features.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+unsafe fn exchanged(
+    matrix: &[f32],
+    c: usize,
+    rows: Range<usize>,
+    depth: Range<usize>,
+    copied: &mut Vec<Line>,
+) -> Part<f32> {
+    let lines = depth.len().div_ceil(LANES);
+    let step = copied_step(lines);
+    copied.resize(rows.len().next_multiple_of(LANES) * step, Line::ZERO);
+    let to = copied.as_mut_ptr().cast::<__m512i>();
+    for (line, first) in depth.clone().step_by(LANES).enumerate() {
+        for (block, row) in rows.clone().step_by(LANES).enumerate() {
+            let mask = first_lanes(rows.end - row);
+            let mut words = [_mm512_setzero_si512(); LANES];
+            for (words, d) in words.iter_mut().zip(first..depth.end) {
+                fetch(matrix.as_ptr().wrapping_add((d + LANES) * c + row));
+                // SAFETY: the mask leaves out what is past the last row.
+                *words = unsafe { f32::sixteen(matrix.as_ptr().add(d * c + row), mask) };
+            }
+            for (i, words) in transpose(words).into_iter().enumerate() {
+                // SAFETY: there is room for whole blocks of rows.
+                unsafe { _mm512_store_si512(to.add((block * LANES + i) * step + line), words) };
+            }
+        }
+    }
+    Part { from: to.cast(), step: step * LANES, way: Way::STRAIGHT, onward: 0 }
 }
 
 /// Has what lies `ahead` elements behind `elements` brought into the cache, as much as they are.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn fetch_ahead<T>(elements: &[T], ahead: usize) {
-    let from = elements.as_ptr().wrapping_add(ahead).cast::<i8>();
+    let from = elements.as_ptr().wrapping_add(ahead).cast::<u8>();
     for line in (0..size_of_val(elements)).step_by(size_of::<Line>()) {
-        // reads nothing, whatever the address
-        #[allow(unused_unsafe, reason = "it was unsafe before Rust 1.95")]
-        unsafe {
-            _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(line));
-        }
+        fetch(from.wrapping_add(line));
     }
 }
 

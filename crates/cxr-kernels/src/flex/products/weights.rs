@@ -6,6 +6,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::super::elementwise::filled;
+use super::ahead::Source;
 use super::number::{LANES, Number, first_lanes};
 use super::product::{Columns, Line, WIDTH, WORDS, pack_whole};
 
@@ -70,8 +71,19 @@ fn words<T: Number>(depth: usize) -> usize {
 
 // SAFETY: `pack` writes every line of every vector of the panel.
 unsafe impl<T: Number> Columns<T> for Transposed<'_, T> {
+    const ARE_WEIGHTS: bool = true;
     fn count(&self) -> usize {
         self.columns
+    }
+
+    fn source(&self, columns: Range<usize>, depth: &Range<usize>) -> Source {
+        let from = self.data[columns.start * self.step + depth.start..].as_ptr().cast();
+        Source {
+            from,
+            step: self.step * size_of::<T>(),
+            pieces: columns.len(),
+            bytes: depth.len() * size_of::<T>(),
+        }
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
@@ -102,7 +114,7 @@ unsafe impl<T: Number> Columns<T> for Transposed<'_, T> {
 /// Sixteen vectors of sixteen words: word `i` of vector `j` becomes word `j` of vector `i`.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn transpose(x: [__m512i; LANES]) -> [__m512i; LANES] {
+pub(super) fn transpose(x: [__m512i; LANES]) -> [__m512i; LANES] {
     let mut pairs = x;
     for i in 0..8 {
         pairs[2 * i] = _mm512_unpacklo_epi32(x[2 * i], x[2 * i + 1]);
@@ -140,8 +152,19 @@ pub(super) struct Plain<'a, T> {
 
 // SAFETY: `pack` writes every line of every vector of the panel.
 unsafe impl<T: Number> Columns<T> for Plain<'_, T> {
+    const ARE_WEIGHTS: bool = true;
     fn count(&self) -> usize {
         self.columns
+    }
+
+    fn source(&self, columns: Range<usize>, depth: &Range<usize>) -> Source {
+        let from = self.data[depth.start * self.step + columns.start..].as_ptr().cast();
+        Source {
+            from,
+            step: self.step * size_of::<T>(),
+            pieces: depth.len(),
+            bytes: columns.len() * size_of::<T>(),
+        }
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
@@ -170,6 +193,7 @@ pub(super) struct Packed<'a> {
 
 // SAFETY: `packed` returns panels that `pack_whole` has written, always, so that `pack` is never called.
 unsafe impl<T: Number> Columns<T> for Packed<'_> {
+    const ARE_WEIGHTS: bool = true;
     fn count(&self) -> usize {
         self.columns
     }
