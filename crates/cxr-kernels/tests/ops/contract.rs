@@ -89,10 +89,10 @@ fn convolved(weight: &Tensor<Flex, 4>, cache: &WeightCache) -> Vec<f32> {
     read(ops::conv2d(x, weight.clone(), None, 1, 1, cache))
 }
 
-/// A linear layer, whose panels are kept where the processor has AVX-512.
+/// A linear layer of more than a few rows, whose panels are kept where the processor has AVX-512.
 fn projected(weight: &Tensor<Flex, 4>, cache: &WeightCache) -> Vec<f32> {
     let [out, width, ..] = weight.dims();
-    let x = tensor(&numbers(3 * width * 9, 1), [3, width * 9]);
+    let x = tensor(&numbers(70 * width * 9, 1), [70, width * 9]);
     read(ops::linear(x, weight.clone().reshape([out, width * 9]), None, cache))
 }
 
@@ -143,10 +143,10 @@ fn a_learning_weight_is_not_packed() {
     let cache = WeightCache::new();
     let values: Tensor<Flex, 4> = tensor(&numbers(32 * 48 * 9, 2), [32, 48, 3, 3]);
     let weight = Tensor::<Ad, 4>::from_inner(values.clone()).require_grad();
-    let x = Tensor::<Ad, 4>::from_inner(tensor(&numbers(48 * 64, 1), [1, 48, 8, 8])).require_grad();
+    let x = Tensor::<Ad, 4>::from_inner(tensor(&numbers(96 * 64, 1), [2, 48, 8, 8])).require_grad();
     for _ in 0..3 {
         let y = ops::conv2d(x.clone(), weight.clone(), None, 1, 1, &cache);
-        let flat = ops::linear(x.clone().reshape([64, 48]), weight.clone().reshape([288, 48]), None, &cache);
+        let flat = ops::linear(x.clone().reshape([128, 48]), weight.clone().reshape([288, 48]), None, &cache);
         assert!(x.grad(&(y.sum() + flat.sum()).backward()).is_some());
         assert!(!cache.is_filled());
     }

@@ -258,7 +258,7 @@ mod by_panels {
             filled(geometry.batch * geometry.output_len(), |out| {
                 let target = Target::new(out);
                 let sink = Planes { target, channels, plane: height * width, bias };
-                multiply::<T, E, _>(filters, &columns, &sink);
+                multiply::<T, E>(filters, &columns, &sink);
             })
         }
     }

@@ -85,6 +85,7 @@ pub(super) fn product(
 /// On AVX-512 and AMX.
 #[cfg(target_arch = "x86_64")]
 pub(super) mod by_panels {
+    use std::arch::x86_64::*;
     use std::ops::Range;
     use std::sync::Arc;
 
@@ -92,10 +93,10 @@ pub(super) mod by_panels {
     use burn_flex::FlexTensor;
 
     use super::super::Target;
-    use super::super::number::Number;
-    use super::super::product::{Engine, Rows, Sink, multiply, row_blocks};
+    use super::super::number::{LANES, Number};
+    use super::super::product::{Engine, Line, Rows, Sink, WIDTH, multiply, row_blocks};
     use super::super::store::{Bias, round, write};
-    use super::super::weights::{Packed, Panels, Plain, Transposed};
+    use super::super::weights::{Packed, Panels, Plain, Transposed, transpose};
     use super::Order;
     use crate::WeightCache;
     use crate::flex::elementwise::filled;
@@ -140,6 +141,43 @@ pub(super) mod by_panels {
         }
     }
 
+    /// Rows up to which it is they that come in panels, and the weight's features that are the product's rows: read where they
+    /// lie, while bringing them into panels would take a good part of the time that so few rows need. With more than one
+    /// panel it no longer pays.
+    const FEW: usize = WIDTH;
+
+    /// [`Lines`] of a product whose rows are their columns.
+    struct Crossed<'a, T>(Lines<'a, T>);
+
+    impl<T> Sink for Crossed<'_, T>
+    where
+        for<'a> Lines<'a, T>: Sink,
+    {
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+        unsafe fn store(&self, rows: Range<usize>, columns: Range<usize>, sums: &mut [f32], step: usize) {
+            let mut turned = [Line::ZERO; WIDTH * WIDTH / LANES];
+            for (slab, sums) in rows.clone().step_by(WIDTH).zip(sums.chunks(WIDTH * step)) {
+                let slab = slab..(slab + WIDTH).min(rows.end);
+                for (block, sums) in sums.chunks(LANES * step).enumerate() {
+                    for column in (0..columns.len()).step_by(LANES) {
+                        let mut words = [_mm512_setzero_si512(); LANES];
+                        for (words, sums) in words.iter_mut().zip(sums.chunks(step)) {
+                            // SAFETY: sums go on to the end of a vector.
+                            *words = unsafe { _mm512_loadu_si512(sums.as_ptr().add(column).cast()) };
+                        }
+                        for (i, words) in transpose(words).into_iter().enumerate() {
+                            let line = &mut turned[(column + i) * (WIDTH / LANES) + block];
+                            // SAFETY: a line is a vector.
+                            unsafe { _mm512_store_si512(std::ptr::from_mut(line).cast(), words) };
+                        }
+                    }
+                }
+                // SAFETY: the caller's word.
+                unsafe { self.0.store(columns.clone(), slab, Line::numbers_mut(&mut turned), WIDTH) };
+            }
+        }
+    }
+
     /// The panels of a weight that its cache has, or has room for, or that are worth making for one call.
     fn panels<T: Number, E: Engine<T>>(
         cache: &WeightCache,
@@ -154,7 +192,7 @@ pub(super) mod by_panels {
             // its lines lie as those of a panel do: there is little to save
             return once(&|| Panels::new(&Plain { data, columns, step: columns }, depth));
         }
-        let pack = || Panels::new(&Transposed { data, columns, step: depth }, depth);
+        let pack = || Panels::new(&Transposed { data, columns, step: depth, are_weights: true }, depth);
         // how often a call would do it otherwise
         let uses = if E::PACKS_ONCE { 1 } else { blocks };
         kept(cache, weight, Panels::bytes::<T>(columns, depth), uses, pack).or_else(|| once(&pack))
@@ -171,8 +209,9 @@ pub(super) mod by_panels {
     where
         for<'a> Lines<'a, T>: Sink,
     {
-        let panels = panels::<T, E>(cache, as_stored, weight, order, sizes);
         let [rows, columns, depth] = sizes;
+        let crosses = !E::PACKS_ONCE && order == Order::Transposed && rows <= FEW;
+        let panels = if crosses { None } else { panels::<T, E>(cache, as_stored, weight, order, sizes) };
         // SAFETY: the product's rows and columns are all that `out` has, and each is stored.
         unsafe {
             filled(rows * columns, |out| {
@@ -180,13 +219,22 @@ pub(super) mod by_panels {
                 let sink = Lines { target, columns, bias };
                 let rows = Rows { data: x, count: rows, depth, step: depth };
                 match (&panels, order) {
-                    (Some(panels), _) => multiply::<T, E, _>(rows, &Packed { panels, columns }, &sink),
+                    _ if crosses => {
+                        let features = Rows { data: weight, count: columns, depth, step: depth };
+                        let x = Transposed { data: x, columns: rows.count, step: depth, are_weights: false };
+                        multiply::<T, E>(features, &x, &Crossed(sink));
+                    }
+                    (Some(panels), _) => multiply::<T, E>(rows, &Packed { panels, columns }, &sink),
                     (_, Order::Transposed) => {
                         let step = depth;
-                        multiply::<T, E, _>(rows, &Transposed { data: weight, columns, step }, &sink)
+                        multiply::<T, E>(
+                            rows,
+                            &Transposed { data: weight, columns, step, are_weights: true },
+                            &sink,
+                        )
                     }
                     (_, Order::Plain) => {
-                        multiply::<T, E, _>(rows, &Plain { data: weight, columns, step: columns }, &sink)
+                        multiply::<T, E>(rows, &Plain { data: weight, columns, step: columns }, &sink)
                     }
                 }
             })

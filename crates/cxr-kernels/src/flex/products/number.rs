@@ -6,8 +6,6 @@ use burn::tensor::bf16;
 
 /// Words of a vector, each for a column of its own.
 pub(super) const LANES: usize = 16;
-/// Weights of a kernel of 3x3.
-pub(super) const TAPS: usize = 9;
 
 /// A number that the product multiplies.
 pub(super) trait Number: Copy + Send + Sync {
@@ -22,12 +20,6 @@ pub(super) trait Number: Copy + Send + Sync {
     /// # Safety
     /// The processor must have what it takes, and the elements must be there.
     unsafe fn words(from: *const Self, count: usize) -> __m512i;
-
-    /// The nine weights of a kernel of 3x3, from the last to the first.
-    ///
-    /// # Safety
-    /// The processor must have what it takes, and both places be valid for nine.
-    unsafe fn turn(from: *const Self, to: *mut Self);
 
     /// Sixteen of them.
     type Sixteen: Copy;
@@ -72,17 +64,6 @@ impl Number for f32 {
         unsafe { _mm512_maskz_loadu_epi32(first_lanes(count), from.cast()) }
     }
 
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-    unsafe fn turn(from: *const Self, to: *mut Self) {
-        let backwards = _mm512_setr_epi32(8, 7, 6, 5, 4, 3, 2, 1, 0, 0, 0, 0, 0, 0, 0, 0);
-        // SAFETY: the mask has nine lanes.
-        unsafe {
-            let taps = _mm512_maskz_loadu_ps((1 << TAPS) - 1, from);
-            _mm512_mask_storeu_ps(to, (1 << TAPS) - 1, _mm512_permutexvar_ps(backwards, taps));
-        }
-    }
-
     type Sixteen = __m512i;
 
     #[inline]
@@ -121,18 +102,6 @@ impl Number for bf16 {
         let halves = if count >= 2 * LANES { !0 } else { (1 << count) - 1 };
         // SAFETY: the mask leaves out what is not there.
         unsafe { _mm512_maskz_loadu_epi16(halves, from.cast()) }
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-    unsafe fn turn(from: *const Self, to: *mut Self) {
-        let backwards = _mm256_setr_epi16(8, 7, 6, 5, 4, 3, 2, 1, 0, 0, 0, 0, 0, 0, 0, 0);
-        // SAFETY: the mask has nine lanes.
-        unsafe {
-            let taps = _mm256_maskz_loadu_epi16((1 << TAPS) - 1, from.cast());
-            let turned = _mm256_permutexvar_epi16(backwards, taps);
-            _mm256_mask_storeu_epi16(to.cast(), (1 << TAPS) - 1, turned);
-        }
     }
 
     type Sixteen = __m256i;

@@ -117,7 +117,7 @@ pub(super) struct Rows<'a, T> {
 /// `pack` must write all of the panel, and `packed` return one as [`pack_whole`] writes it.
 pub(super) unsafe trait Columns<T>: Sync {
     /// Whether they are the weights of a layer, which are read from memory: once, if a block has all rows.
-    const ARE_WEIGHTS: bool;
+    fn are_weights(&self) -> bool;
 
     /// How many there are.
     fn count(&self) -> usize;
@@ -184,14 +184,14 @@ impl Sink for Kept {
 }
 
 /// Multiplies; needs [`Engine::is_available`].
-pub(super) fn multiply<T: Number, E: Engine<T>, C: Columns<T>>(
+pub(super) fn multiply<T: Number, E: Engine<T>>(
     rows: impl Operand<T>,
-    columns: &C,
+    columns: &impl Columns<T>,
     sink: &impl Sink,
 ) {
     assert!(E::is_available(), "a product for instructions that this processor does not have");
     let count = rows.count();
-    let [height, width] = blocks([count, columns.count()], E::SUMS, [E::ROWS, WIDTH], C::ARE_WEIGHTS);
+    let [height, width] = blocks([count, columns.count()], E::SUMS, [E::ROWS, WIDTH], columns.are_weights());
     let starts = |count: usize, size: usize| (0..count).step_by(size).map(move |s| s..(s + size).min(count));
     // blocks of one and the same column after another: they share what they read of it
     let tasks: Vec<_> = starts(columns.count(), width)

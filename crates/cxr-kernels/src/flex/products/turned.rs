@@ -8,10 +8,12 @@ use burn::tensor::bf16;
 use rayon::prelude::*;
 
 use super::ahead::fetch;
-use super::number::{LANES, Number, TAPS, first_lanes};
+use super::number::{LANES, Number, first_lanes};
 use super::product::{Engine, Line, Operand, Part, Way, copied_step};
 use super::weights::transpose;
 
+/// Weights of a kernel of 3x3.
+const TAPS: usize = 9;
 /// How many output channels ahead weights are called for: they lie too far apart for the processor to foresee them.
 const AHEAD: usize = 2;
 
@@ -27,7 +29,8 @@ pub(super) struct Turned<'a, T> {
     pub(super) taps: usize,
 }
 
-// SAFETY: the way leads through the elements of this part.
+// SAFETY: what is copied is made of whole lines, with zeros at the end; otherwise the way leads through the elements of this
+// part.
 unsafe impl Operand<f32> for Turned<'_, f32> {
     fn count(&self) -> usize {
         self.c
@@ -78,6 +81,10 @@ unsafe impl Operand<bf16> for Turned<'_, bf16> {
         copied: &mut Vec<Line>,
     ) -> Part<bf16> {
         let Self { weight, c, taps, .. } = *self;
+        if taps == 1 {
+            // SAFETY: the caller's word.
+            return unsafe { exchanged(weight, c, rows, depth, copied) };
+        }
         let of_line = LANES * bf16::PER_WORD;
         let lines = depth.len().div_ceil(of_line);
         let step = copied_step(lines);
@@ -95,7 +102,7 @@ unsafe impl Operand<bf16> for Turned<'_, bf16> {
                 unsafe {
                     let to = to.add(row * step + of_kernel.start - depth.start);
                     if taps == TAPS && of_kernel.len() == TAPS {
-                        bf16::turn(kernel.as_ptr(), to);
+                        turn(kernel.as_ptr(), to);
                     } else {
                         for (i, at) in of_kernel.clone().enumerate() {
                             *to.add(i) = kernel[taps - 1 - (at - o * taps)];
@@ -108,30 +115,50 @@ unsafe impl Operand<bf16> for Turned<'_, bf16> {
     }
 }
 
-/// Rows `rows` of a matrix `[depth, c]`, columns there.
+/// The nine weights of a kernel of 3x3, from the last to the first.
 ///
 /// # Safety
-/// The processor must have these features.
+/// The processor must have these features, and both places be valid for nine.
+#[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-unsafe fn exchanged(
-    matrix: &[f32],
+unsafe fn turn(from: *const bf16, to: *mut bf16) {
+    let backwards = _mm256_setr_epi16(8, 7, 6, 5, 4, 3, 2, 1, 0, 0, 0, 0, 0, 0, 0, 0);
+    // SAFETY: the mask has nine lanes.
+    unsafe {
+        let taps = _mm256_maskz_loadu_epi16((1 << TAPS) - 1, from.cast());
+        let turned = _mm256_permutexvar_epi16(backwards, taps);
+        _mm256_mask_storeu_epi16(to.cast(), (1 << TAPS) - 1, turned);
+    }
+}
+
+/// Rows `rows` of a matrix `[depth, c]`, whose columns they are, in whole lines with zeros at the end.
+///
+/// # Safety
+/// The processor must have these features; the ranges must lie in the matrix.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+unsafe fn exchanged<T: Number>(
+    matrix: &[T],
     c: usize,
     rows: Range<usize>,
     depth: Range<usize>,
     copied: &mut Vec<Line>,
-) -> Part<f32> {
-    let lines = depth.len().div_ceil(LANES);
-    let step = copied_step(lines);
+) -> Part<T> {
+    let of_line = LANES * T::PER_WORD;
+    let step = copied_step(depth.len().div_ceil(of_line));
     copied.resize(rows.len().next_multiple_of(LANES) * step, Line::ZERO);
     let to = copied.as_mut_ptr().cast::<__m512i>();
-    for (line, first) in depth.clone().step_by(LANES).enumerate() {
+    for (line, first) in depth.clone().step_by(of_line).enumerate() {
         for (block, row) in rows.clone().step_by(LANES).enumerate() {
             let mask = first_lanes(rows.end - row);
             let mut words = [_mm512_setzero_si512(); LANES];
-            for (words, d) in words.iter_mut().zip(first..depth.end) {
-                fetch(matrix.as_ptr().wrapping_add((d + LANES) * c + row));
+            for (word, d) in words.iter_mut().zip((first..depth.end).step_by(T::PER_WORD)) {
+                let from = |d: usize| matrix.as_ptr().wrapping_add(d * c + row);
+                fetch(from(d + of_line));
                 // SAFETY: the mask leaves out what is past the last row.
-                *words = unsafe { f32::sixteen(matrix.as_ptr().add(d * c + row), mask) };
+                unsafe {
+                    let next = (T::PER_WORD == 2 && d + 1 < depth.end).then(|| T::sixteen(from(d + 1), mask));
+                    *word = T::zipped(T::sixteen(from(d), mask), next);
+                }
             }
             for (i, words) in transpose(words).into_iter().enumerate() {
                 // SAFETY: there is room for whole blocks of rows.
@@ -139,7 +166,7 @@ unsafe fn exchanged(
             }
         }
     }
-    Part { from: to.cast(), step: step * LANES, way: Way::STRAIGHT, onward: 0 }
+    Part { from: to.cast(), step: step * of_line, way: Way::STRAIGHT, onward: 0 }
 }
 
 /// Has what lies `ahead` elements behind `elements` brought into the cache, as much as they are.
