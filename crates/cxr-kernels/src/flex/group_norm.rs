@@ -112,7 +112,7 @@ impl Kernel for Forward<'_> {
 
     #[inline(always)]
     fn run<const FMA: bool>(self) {
-        let moments = moments(self.x, self.eps);
+        let moments = moments::<FMA>(self.x, self.eps);
         let (plane, centre) = (self.affine.plane, moments.centre());
         for (c, (x, out)) in self.x.chunks_exact(plane).zip(self.out.chunks_exact_mut(plane)).enumerate() {
             let (scale, shift) = self.affine.of(c, moments);
@@ -190,7 +190,7 @@ impl Kernel for Backward<'_> {
     /// means are known, which the first pass collects while it leaves `g` in `out`.
     #[inline(always)]
     fn run<const FMA: bool>(self) {
-        let moments = moments(self.x, self.eps);
+        let moments = moments::<FMA>(self.x, self.eps);
         let Moments { mean, inverse } = moments;
         let (plane, centre) = (self.affine.plane, moments.centre());
         let (mut along_one, mut along_h) = (0.0, 0.0);
@@ -209,7 +209,7 @@ impl Kernel for Backward<'_> {
             }
             // SAFETY: the loops above have written all of `out`.
             let g = unsafe { written(out) };
-            let [sum, with_x] = sums(g, x);
+            let [sum, with_x] = sums::<FMA>(g, x);
             let to_gamma = (with_x - mean * sum) * inverse;
             self.partials[c] = [to_gamma, sum];
             along_one += self.affine.gamma[c] as f64 * sum;

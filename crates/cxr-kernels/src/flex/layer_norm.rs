@@ -45,7 +45,7 @@ impl Kernel for Forward<'_> {
     fn run<const FMA: bool>(self) {
         let width = self.gamma.len();
         for (x, out) in self.x.chunks_exact(width).zip(self.out.chunks_exact_mut(width)) {
-            let moments = moments(x, self.eps);
+            let moments = moments::<FMA>(x, self.eps);
             let centre = moments.centre();
             let (scale, shift) = normalizing(moments);
             for ((x, out), (gamma, beta)) in x.iter().zip(out).zip(self.gamma.iter().zip(self.beta)) {
@@ -114,7 +114,7 @@ impl Kernel for Backward<'_> {
         let (to_gamma, to_beta) = self.partials.split_at_mut(width);
         let rows = self.x.chunks_exact(width).zip(self.grad.chunks_exact(width));
         for ((x, grad), out) in rows.zip(self.out.chunks_exact_mut(width)) {
-            let moments = moments(x, self.eps);
+            let moments = moments::<FMA>(x, self.eps);
             let Moments { mean, inverse } = moments;
             let centre = moments.centre();
             let (scale, shift) = normalizing(moments);
@@ -130,7 +130,7 @@ impl Kernel for Backward<'_> {
             }
             // SAFETY: the loop above has written all of `out`.
             let out = unsafe { written(out) };
-            let [sum, with_x] = sums(out, x);
+            let [sum, with_x] = sums::<FMA>(out, x);
             let by_x = -inverse * inverse * inverse * (with_x - mean * sum) / width as f64;
             let constant = (-inverse * sum / width as f64 - by_x * moments.off_centre()) as f32;
             let by_x = by_x as f32;
