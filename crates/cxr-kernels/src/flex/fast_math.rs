@@ -88,6 +88,12 @@ pub(super) fn dispatch<K: Kernel>(kernel: K) -> K::Output {
     unsafe { Vectors::widest().run(kernel) }
 }
 
+/// The mask of the first `count` of sixteen lanes.
+#[cfg(target_arch = "x86_64")]
+pub(super) fn first_lanes(count: usize) -> std::arch::x86_64::__mmask16 {
+    if count >= 16 { !0 } else { (1 << count) - 1 }
+}
+
 /// `a * b + c`.
 #[inline(always)]
 pub(super) fn mul_add<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {

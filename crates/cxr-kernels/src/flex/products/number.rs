@@ -4,6 +4,8 @@ use std::arch::x86_64::*;
 
 use burn::tensor::bf16;
 
+use super::super::fast_math::first_lanes;
+
 /// Words of a vector, each for a column of its own.
 pub(super) const LANES: usize = 16;
 
@@ -129,9 +131,4 @@ impl Number for bf16 {
         let next = next.unwrap_or(_mm256_setzero_si256());
         _mm512_or_si512(_mm512_cvtepu16_epi32(line), _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(next)))
     }
-}
-
-/// The mask of the first `count` lanes.
-pub(super) fn first_lanes(count: usize) -> __mmask16 {
-    if count >= LANES { !0 } else { (1 << count) - 1 }
 }

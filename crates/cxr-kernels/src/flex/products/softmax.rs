@@ -5,7 +5,8 @@ use std::arch::x86_64::*;
 
 use burn::tensor::bf16;
 
-use super::number::{LANES, first_lanes};
+use super::super::fast_math::first_lanes;
+use super::number::LANES;
 use super::product::Line;
 
 /// Weights of a row that are written at once: a line of the cache.

@@ -4,7 +4,8 @@ use std::arch::x86_64::*;
 
 use burn::tensor::bf16;
 
-use super::number::{LANES, first_lanes};
+use super::super::fast_math::first_lanes;
+use super::number::LANES;
 
 /// Writes `sums + bias` to `out`.
 ///

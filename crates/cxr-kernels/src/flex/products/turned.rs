@@ -7,8 +7,9 @@ use std::ops::Range;
 use burn::tensor::bf16;
 use rayon::prelude::*;
 
+use super::super::fast_math::first_lanes;
 use super::ahead::fetch;
-use super::number::{LANES, Number, first_lanes};
+use super::number::{LANES, Number};
 use super::product::{Engine, Line, Operand, Part, Way, copied_step};
 use super::weights::transpose;
 

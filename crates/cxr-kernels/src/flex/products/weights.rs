@@ -6,8 +6,9 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::super::elementwise::filled;
+use super::super::fast_math::first_lanes;
 use super::ahead::Source;
-use super::number::{LANES, Number, first_lanes};
+use super::number::{LANES, Number};
 use super::product::{Columns, Line, WIDTH, WORDS, pack_whole};
 
 /// A matrix `[columns, depth]`: a column's elements lie side by side.

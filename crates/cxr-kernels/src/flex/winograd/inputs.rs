@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::super::fast_math::Vectors;
+use super::super::fast_math::{Kernel, Vectors};
 use super::super::gemm::Shared;
 use super::Plan;
 use super::product::PANEL;
@@ -114,42 +114,27 @@ impl Scratch {
             let lanes = count * (across + 1) - 1;
             let rows = &self.down[..SIDE * count * row];
             // SAFETY: the caller's.
-            unsafe { vectors.run(Across { from: rows, lanes, to: &mut self.across[..POSITIONS * lanes] }) };
+            unsafe {
+                Across { from: rows, lanes, to: &mut self.across[..POSITIONS * lanes] }.run_by(vectors)
+            };
             for i in 0..count {
                 let lane = i * (across + 1);
                 let tile = (first + i - strips.start) * across;
                 // SAFETY: the caller's.
-                unsafe { self.distribute(lanes, lane, tile, across, channel, to) };
+                unsafe {
+                    vectors.run(Distribute {
+                        from: &self.across,
+                        lanes,
+                        lane,
+                        tile,
+                        count: across,
+                        channel,
+                        to,
+                    })
+                };
             }
         }
         self.fill_last_panel(channel, to);
-    }
-
-    /// `count` lanes from `lane` on to as many tiles from `tile` on.
-    ///
-    /// # Safety
-    /// This channel of `to` must be the caller's to write.
-    unsafe fn distribute(
-        &self,
-        lanes: usize,
-        lane: usize,
-        tile: usize,
-        count: usize,
-        channel: usize,
-        to: &Tiles,
-    ) {
-        let mut done = 0;
-        while done < count {
-            let (panel, place) = ((tile + done) / PANEL, (tile + done) % PANEL);
-            let run = (PANEL - place).min(count - done);
-            for (position, from) in self.across.chunks_exact(lanes).take(POSITIONS).enumerate() {
-                let from = &from[lane + done..][..run];
-                let to = to.at(panel, position, channel, 1).cast_mut();
-                // SAFETY: the panel has room for `run` tiles from `place` on.
-                unsafe { copy(from, to.add(place)) };
-            }
-            done += run;
-        }
     }
 
     /// Zeros where the last panel has no tiles.
@@ -162,6 +147,40 @@ impl Scratch {
             let last = to.at(to.panels - 1, position, channel, 1).cast_mut();
             // SAFETY: the rest of the panel's row.
             unsafe { std::slice::from_raw_parts_mut(last.add(used), PANEL - used).fill(0.0) };
+        }
+    }
+}
+
+/// `count` lanes of one channel, from `lane` on, to as many tiles from `tile` on.
+struct Distribute<'a> {
+    /// `[POSITIONS][lanes]`.
+    from: &'a [f32],
+    lanes: usize,
+    lane: usize,
+    tile: usize,
+    count: usize,
+    channel: usize,
+    /// This channel of which must be the caller's to write.
+    to: &'a Tiles,
+}
+
+impl Kernel for Distribute<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<const FMA: bool>(self) {
+        let Self { from, lanes, lane, tile, count, channel, to } = self;
+        let mut done = 0;
+        while done < count {
+            let (panel, place) = ((tile + done) / PANEL, (tile + done) % PANEL);
+            let run = (PANEL - place).min(count - done);
+            for (position, from) in from.chunks_exact(lanes).take(POSITIONS).enumerate() {
+                let from = &from[lane + done..][..run];
+                let to = to.at(panel, position, channel, 1).cast_mut();
+                // SAFETY: the panel has room for `run` tiles from `place` on.
+                unsafe { copy(from, to.add(place)) };
+            }
+            done += run;
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The three transforms of F(4x4, 3x3), in one dimension, for vectors of numbers (Lavin and Gray, 2016; the points
 //! are 0, 1, -1, 2, -2 and infinity), and in two for what lies lane by lane.
 
-use super::super::fast_math::{Kernel, mul_add};
+use super::super::fast_math::{Kernel, Vectors, mul_add};
 use super::product::LANES;
 
 /// Side of an input tile: four outputs and the two beside them that a 3x3 kernel sees.
@@ -153,6 +153,23 @@ pub(super) struct Across<'a> {
     pub(super) to: &'a mut [f32],
 }
 
+impl Across<'_> {
+    /// The transform compiled for `vectors`, or written for them: the compiler makes none of steps of four.
+    ///
+    /// # Safety
+    /// `vectors` must be of this processor.
+    pub(super) unsafe fn run_by(self, vectors: Vectors) {
+        // SAFETY: the caller's.
+        unsafe {
+            match vectors {
+                #[cfg(target_arch = "x86_64")]
+                Vectors::Avx512 => x86::across(self),
+                _ => vectors.run(self),
+            }
+        }
+    }
+}
+
 impl Kernel for Across<'_> {
     type Output = ();
 
@@ -207,5 +224,76 @@ impl Kernel for Down<'_> {
             t4[x] = values[4];
             t5[x] = values[5];
         }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+
+    use super::super::super::fast_math::first_lanes;
+    use super::{Across, OUTPUTS, SIDE};
+
+    /// Tiles of a vector.
+    const TILES: usize = 16;
+
+    /// [`Across`], sixteen tiles at a time.
+    #[target_feature(enable = "avx512f,avx512dq,avx512vl,avx2,fma")]
+    pub(super) fn across(Across { from, lanes, to }: Across<'_>) {
+        let rows = from.chunks_exact(OUTPUTS * (lanes + 1)).zip(to.chunks_exact_mut(SIDE * lanes));
+        for (from, to) in rows {
+            for lane in (0..lanes).step_by(TILES) {
+                let quads = &from[OUTPUTS * lane..];
+                let tiles = first_lanes(lanes - lane);
+                let columns = columns(quads);
+                let values = of_inputs(columns);
+                for (to, values) in to.chunks_exact_mut(lanes).zip(values) {
+                    // SAFETY: the mask leaves out what is past the last tile.
+                    unsafe { _mm512_mask_storeu_ps(to.as_mut_ptr().add(lane), tiles, values) };
+                }
+            }
+        }
+    }
+
+    /// The six inputs of each of sixteen tiles that follow each other four apart; zeros where there are no more.
+    #[target_feature(enable = "avx512f,avx512dq,avx512vl,avx2,fma")]
+    fn columns(quads: &[f32]) -> [__m512; SIDE] {
+        let from = [0, 16, 32, 48].map(|start| {
+            let there = quads.len().saturating_sub(start);
+            // SAFETY: the mask leaves out what is past the end.
+            unsafe { _mm512_maskz_loadu_ps(first_lanes(there), quads.as_ptr().wrapping_add(start)) }
+        });
+        let every_fourth = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 0, 0, 0, 0, 0, 0, 0);
+        let column = |j: i32| {
+            let picked = _mm512_add_epi32(every_fourth, _mm512_set1_epi32(j));
+            let low = _mm512_permutex2var_ps(from[0], picked, from[1]);
+            let high = _mm512_permutex2var_ps(from[2], picked, from[3]);
+            _mm512_insertf32x8::<1>(low, _mm512_castps512_ps256(high))
+        };
+        let next = |column: __m512, j: usize| {
+            let shifted = _mm512_setr_epi32(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16);
+            let last = quads.get(OUTPUTS * TILES + j).copied().unwrap_or(0.0);
+            _mm512_permutex2var_ps(column, shifted, _mm512_set1_ps(last))
+        };
+        let [d0, d1, d2, d3] = [column(0), column(1), column(2), column(3)];
+        [d0, d1, d2, d3, next(d0, 0), next(d1, 1)]
+    }
+
+    /// [`of_inputs`](super::of_inputs), operation by operation.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn of_inputs([d0, d1, d2, d3, d4, d5]: [__m512; SIDE]) -> [__m512; SIDE] {
+        let times = |a, b: f32, c| _mm512_fmadd_ps(a, _mm512_set1_ps(b), c);
+        let even = times(d2, -4.0, d4);
+        let odd = times(d1, -4.0, d3);
+        let (near, far) = (_mm512_sub_ps(d4, d2), _mm512_sub_ps(d3, d1));
+        [
+            times(d0, 4.0, times(d2, -5.0, d4)),
+            _mm512_add_ps(even, odd),
+            _mm512_sub_ps(even, odd),
+            times(far, 2.0, near),
+            times(far, -2.0, near),
+            times(d1, 4.0, times(d3, -5.0, d5)),
+        ]
     }
 }
