@@ -172,7 +172,7 @@ pub(super) mod by_panels {
             .par_iter()
             .map(|&place| {
                 let (start, step) = k.place(place);
-                let k = Transposed { data: &T::buffer(k)[start..], columns: keys, step, are_weights: false };
+                let k = Transposed { data: &T::buffer(k)[start..], columns: keys, step };
                 let (start, step) = v.place(place);
                 let v = Plain { data: &T::buffer(v)[start..], columns: width, step };
                 [Panels::new(&k, width), Panels::new(&v, keys)]

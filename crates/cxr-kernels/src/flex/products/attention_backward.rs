@@ -131,7 +131,7 @@ mod by_panels {
             let Geometry { heads, queries, keys, width, .. } = geometry;
             let transposed = |x: &Heads| {
                 let (data, step) = rows(x, place);
-                Panels::new(&Transposed { data, columns: keys, step, are_weights: false }, width)
+                Panels::new(&Transposed { data, columns: keys, step }, width)
             };
             let (keys_turned, values_turned) = (transposed(k), transposed(v));
             let (data, step) = rows(k, place);

@@ -136,12 +136,12 @@ mod by_panels {
 
     use burn::tensor::bf16;
 
-    use super::super::Target;
     use super::super::number::Number;
     use super::super::product::{Engine, Operand, Rows, Sink, multiply};
     use super::super::store::{Bias, round, write};
     use super::super::turned::{Turned, spread};
     use super::super::unfolded::Unfolded;
+    use super::super::{Target, Weights};
     use crate::flex::conv::Geometry;
     use crate::flex::elementwise::filled;
 
@@ -258,7 +258,7 @@ mod by_panels {
             filled(geometry.batch * geometry.output_len(), |out| {
                 let target = Target::new(out);
                 let sink = Planes { target, channels, plane: height * width, bias };
-                multiply::<T, E>(filters, &columns, &sink);
+                multiply::<T, E>(filters, &columns, &sink, Weights::Rows);
             })
         }
     }

@@ -92,11 +92,11 @@ pub(super) mod by_panels {
     use burn::tensor::bf16;
     use burn_flex::FlexTensor;
 
-    use super::super::Target;
     use super::super::number::{LANES, Number};
     use super::super::product::{Engine, Line, Rows, Sink, WIDTH, multiply, row_blocks};
     use super::super::store::{Bias, round, write};
     use super::super::weights::{Packed, Panels, Plain, Transposed, transpose};
+    use super::super::{Target, Weights};
     use super::Order;
     use crate::WeightCache;
     use crate::flex::elementwise::filled;
@@ -192,7 +192,7 @@ pub(super) mod by_panels {
             // its lines lie as those of a panel do: there is little to save
             return once(&|| Panels::new(&Plain { data, columns, step: columns }, depth));
         }
-        let pack = || Panels::new(&Transposed { data, columns, step: depth, are_weights: true }, depth);
+        let pack = || Panels::new(&Transposed { data, columns, step: depth }, depth);
         // how often a call would do it otherwise
         let uses = if E::PACKS_ONCE { 1 } else { blocks };
         kept(cache, weight, Panels::bytes::<T>(columns, depth), uses, pack).or_else(|| once(&pack))
@@ -217,24 +217,23 @@ pub(super) mod by_panels {
             filled(rows * columns, |out| {
                 let target = Target::new(out);
                 let sink = Lines { target, columns, bias };
-                let rows = Rows { data: x, count: rows, depth, step: depth };
+                if crosses {
+                    let features = Rows { data: weight, count: columns, depth, step: depth };
+                    let x = Transposed { data: x, columns: rows, step: depth };
+                    return multiply::<T, E>(features, &x, &Crossed(sink), Weights::Rows);
+                }
+                let x = Rows { data: x, count: rows, depth, step: depth };
                 match (&panels, order) {
-                    _ if crosses => {
-                        let features = Rows { data: weight, count: columns, depth, step: depth };
-                        let x = Transposed { data: x, columns: rows.count, step: depth, are_weights: false };
-                        multiply::<T, E>(features, &x, &Crossed(sink));
+                    (Some(panels), _) => {
+                        multiply::<T, E>(x, &Packed { panels, columns }, &sink, Weights::Columns)
                     }
-                    (Some(panels), _) => multiply::<T, E>(rows, &Packed { panels, columns }, &sink),
                     (_, Order::Transposed) => {
-                        let step = depth;
-                        multiply::<T, E>(
-                            rows,
-                            &Transposed { data: weight, columns, step, are_weights: true },
-                            &sink,
-                        )
+                        let weight = Transposed { data: weight, columns, step: depth };
+                        multiply::<T, E>(x, &weight, &sink, Weights::Columns)
                     }
                     (_, Order::Plain) => {
-                        multiply::<T, E>(rows, &Plain { data: weight, columns, step: columns }, &sink)
+                        let weight = Plain { data: weight, columns, step: columns };
+                        multiply::<T, E>(x, &weight, &sink, Weights::Columns)
                     }
                 }
             })

@@ -95,16 +95,22 @@ fn even_blocks(count: usize, most: usize, unit: usize) -> usize {
     count.div_ceil(blocks).next_multiple_of(unit).max(unit)
 }
 
-/// The blocks of a result: rows and columns of each, multiples of `units`, and no more than `sums` in all. Where the columns
-/// are weights, it is they that are shared out among threads first, so that each is read once.
+/// Which operand of a product is a layer's weight: read from memory, and that once where a block has all of the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Weights {
+    #[cfg_attr(
+        not(target_arch = "x86_64"),
+        expect(dead_code, reason = "convolutions have panels on x86-64 alone")
+    )]
+    Rows,
+    Columns,
+}
+
+/// The blocks of a result: rows and columns of each, multiples of `units`, and no more than `sums` in all. Weights are shared
+/// out among threads first.
 ///
 /// What is computed does not depend on them, so they may look at the number of threads.
-fn blocks(
-    [rows, columns]: [usize; 2],
-    sums: usize,
-    units: [usize; 2],
-    columns_are_weights: bool,
-) -> [usize; 2] {
+fn blocks([rows, columns]: [usize; 2], sums: usize, units: [usize; 2], weights: Weights) -> [usize; 2] {
     const MOST_COLUMNS: usize = 384;
     /// Rows below which bringing the columns into order would cost too much beside multiplying them.
     const FEWEST_ROWS: usize = 96;
@@ -114,7 +120,7 @@ fn blocks(
     let mut height = even_blocks(rows, sums / width, row_unit);
     let tasks = |height, width| rows.div_ceil(height) * columns.div_ceil(width);
     while tasks(height, width) < 4 * rayon::current_num_threads() {
-        if columns_are_weights && width > column_unit {
+        if weights == Weights::Columns && width > column_unit {
             width = (width / 2).next_multiple_of(column_unit);
         } else if height >= 2 * FEWEST_ROWS {
             height = (height / 2).next_multiple_of(row_unit);

@@ -10,7 +10,7 @@ use super::super::elementwise::filled;
 use super::super::gemm::{Matrix, product as f32_product};
 use super::super::half::Half;
 use super::linear::Order;
-use super::{Target, blocks};
+use super::{Target, Weights, blocks};
 
 /// Depth of a block: with 384 columns, 384 KiB of a weight in f32.
 const DEPTH: usize = 256;
@@ -29,7 +29,7 @@ pub(super) fn product<T: Half>(
     sizes: [usize; 3],
 ) -> Vec<T> {
     let [rows, columns, _] = sizes;
-    let [height, width] = blocks([rows, columns], SUMS, [UNIT; 2], true);
+    let [height, width] = blocks([rows, columns], SUMS, [UNIT; 2], Weights::Columns);
     let starts = |count: usize, size: usize| (0..count).step_by(size).map(move |s| s..(s + size).min(count));
     let tasks: Vec<_> =
         starts(columns, width).flat_map(|c| starts(rows, height).map(move |r| (r, c.clone()))).collect();

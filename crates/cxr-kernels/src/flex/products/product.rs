@@ -10,8 +10,8 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::ahead::Source;
-use super::blocks;
 use super::number::{LANES, Number};
+use super::{Weights, blocks};
 
 /// Vectors of a panel.
 pub(super) const VECTORS: usize = 4;
@@ -116,9 +116,6 @@ pub(super) struct Rows<'a, T> {
 /// # Safety
 /// `pack` must write all of the panel, and `packed` return one as [`pack_whole`] writes it.
 pub(super) unsafe trait Columns<T>: Sync {
-    /// Whether they are the weights of a layer, which are read from memory: once, if a block has all rows.
-    fn are_weights(&self) -> bool;
-
     /// How many there are.
     fn count(&self) -> usize;
 
@@ -188,10 +185,11 @@ pub(super) fn multiply<T: Number, E: Engine<T>>(
     rows: impl Operand<T>,
     columns: &impl Columns<T>,
     sink: &impl Sink,
+    weights: Weights,
 ) {
     assert!(E::is_available(), "a product for instructions that this processor does not have");
     let count = rows.count();
-    let [height, width] = blocks([count, columns.count()], E::SUMS, [E::ROWS, WIDTH], columns.are_weights());
+    let [height, width] = blocks([count, columns.count()], E::SUMS, [E::ROWS, WIDTH], weights);
     let starts = |count: usize, size: usize| (0..count).step_by(size).map(move |s| s..(s + size).min(count));
     // blocks of one and the same column after another: they share what they read of it
     let tasks: Vec<_> = starts(columns.count(), width)
@@ -205,7 +203,7 @@ pub(super) fn multiply<T: Number, E: Engine<T>>(
 
 /// In how many blocks of rows [`multiply`] goes over the columns.
 pub(super) fn row_blocks<T, E: Engine<T>>(rows: usize, columns: usize) -> usize {
-    rows.div_ceil(blocks([rows, columns], E::SUMS, [E::ROWS, WIDTH], true)[0])
+    rows.div_ceil(blocks([rows, columns], E::SUMS, [E::ROWS, WIDTH], Weights::Columns)[0])
 }
 
 /// What one thread works in.

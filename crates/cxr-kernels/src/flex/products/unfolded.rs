@@ -99,10 +99,6 @@ impl Run {
 
 // SAFETY: `pack` writes every line of every vector of the panel.
 unsafe impl<T: Number + Default> Columns<T> for Unfolded<'_, T> {
-    fn are_weights(&self) -> bool {
-        false
-    }
-
     fn count(&self) -> usize {
         self.columns.len()
     }

@@ -18,7 +18,6 @@ pub(super) struct Transposed<'a, T> {
     pub(super) columns: usize,
     /// From one column to the next.
     pub(super) step: usize,
-    pub(super) are_weights: bool,
 }
 
 /// All panels of a matrix, one group of columns after another, each from the top down.
@@ -73,10 +72,6 @@ fn words<T: Number>(depth: usize) -> usize {
 
 // SAFETY: `pack` writes every line of every vector of the panel.
 unsafe impl<T: Number> Columns<T> for Transposed<'_, T> {
-    fn are_weights(&self) -> bool {
-        self.are_weights
-    }
-
     fn count(&self) -> usize {
         self.columns
     }
@@ -157,10 +152,6 @@ pub(super) struct Plain<'a, T> {
 
 // SAFETY: `pack` writes every line of every vector of the panel.
 unsafe impl<T: Number> Columns<T> for Plain<'_, T> {
-    fn are_weights(&self) -> bool {
-        true
-    }
-
     fn count(&self) -> usize {
         self.columns
     }
@@ -201,10 +192,6 @@ pub(super) struct Packed<'a> {
 
 // SAFETY: `packed` returns panels that `pack_whole` has written, always, so that `pack` is never called.
 unsafe impl<T: Number> Columns<T> for Packed<'_> {
-    fn are_weights(&self) -> bool {
-        true
-    }
-
     fn count(&self) -> usize {
         self.columns
     }

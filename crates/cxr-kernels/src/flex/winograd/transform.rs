@@ -279,7 +279,8 @@ mod x86 {
         [d0, d1, d2, d3, next(d0, 0), next(d1, 1)]
     }
 
-    /// [`of_inputs`](super::of_inputs), operation by operation.
+    /// [`of_inputs`](super::of_inputs), operation by operation: of a loop over lanes that calls it the compiler makes no
+    /// vectors here either, and a convolution takes half as long again.
     #[inline]
     #[target_feature(enable = "avx512f")]
     fn of_inputs([d0, d1, d2, d3, d4, d5]: [__m512; SIDE]) -> [__m512; SIDE] {
