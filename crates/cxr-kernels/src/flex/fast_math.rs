@@ -90,6 +90,7 @@ pub(super) fn dispatch<K: Kernel>(kernel: K) -> K::Output {
 
 /// The mask of the first `count` of sixteen lanes.
 #[cfg(target_arch = "x86_64")]
+#[inline]
 pub(super) fn first_lanes(count: usize) -> std::arch::x86_64::__mmask16 {
     if count >= 16 { !0 } else { (1 << count) - 1 }
 }

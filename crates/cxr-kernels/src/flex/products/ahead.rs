@@ -1,8 +1,6 @@
 //! What will be needed soon is called for while something else is multiplied: rows of a weight lie too far apart for the
 //! processor to foresee which comes next, and from memory they take longer than it can wait for in passing.
 
-use std::arch::x86_64::*;
-
 use super::product::Line;
 
 /// Memory to be called for: `pieces` of `bytes`, `step` bytes apart.
@@ -42,8 +40,7 @@ impl Ahead {
     }
 
     /// Calls for the next few lines.
-    #[inline]
-    #[target_feature(enable = "avx512f")]
+    #[inline(always)]
     pub(super) fn call(&mut self) {
         for _ in 0..self.each.min(self.left) {
             fetch(self.piece.wrapping_add(self.line * size_of::<Line>()));
@@ -57,13 +54,24 @@ impl Ahead {
     }
 }
 
-/// Has the line of the cache that has this address brought there; it may be any address.
-#[inline]
-#[target_feature(enable = "avx512f")]
+/// Has the line of the cache that has this address brought there, on processors that can be asked for it; it may be any
+/// address.
+#[inline(always)]
 pub(super) fn fetch<T>(at: *const T) {
-    // reads nothing
-    #[allow(unused_unsafe, reason = "it was unsafe before Rust 1.95")]
-    unsafe {
-        _mm_prefetch::<_MM_HINT_T0>(at.cast());
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // reads nothing
+        #[allow(unused_unsafe, reason = "it was unsafe before Rust 1.95")]
+        unsafe {
+            _mm_prefetch::<_MM_HINT_T0>(at.cast());
+        }
     }
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: reads nothing.
+    unsafe {
+        std::arch::asm!("prfm pldl1keep, [{}]", in(reg) at, options(nostack, readonly, preserves_flags));
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    let _ = at;
 }

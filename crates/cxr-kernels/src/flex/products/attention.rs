@@ -2,7 +2,8 @@
 
 use burn_flex::FlexTensor;
 
-use super::Path;
+use super::super::attention::{Geometry, Heads};
+use super::{Path, by_engine};
 
 /// `softmax(q k^T / sqrt(d)) v` for `q` `[b, heads, n, d]`, `k` and `v` `[b, heads, m, d]`, all f32 or all bf16; `None` where
 /// the processor has no instructions for it.
@@ -25,49 +26,29 @@ pub(super) fn attention_by(
     v: &FlexTensor,
     causal: bool,
 ) -> Option<FlexTensor> {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use burn::tensor::{Shape, bf16};
-
-        use super::super::attention::{Geometry, Heads};
-        use super::super::elementwise::tensor;
-        use super::super::half::half_tensor;
-        use super::tiles::Tiles;
-        use super::vectors::Vectors;
-
-        if !matches!(path, Path::Single | Path::Bf16 | Path::Tiles) {
-            return None;
-        }
-        let geometry = Geometry::new(q, k, causal);
-        let [q, k, v] = [q, k, v].map(|x| Heads::new(x.clone()));
-        let shape = Shape::new([geometry.batch, geometry.queries, geometry.heads, geometry.width]);
-        let y = match path {
-            Path::Single => tensor(by_panels::attention::<f32, Vectors>(geometry, [&q, &k, &v]), shape),
-            Path::Bf16 => half_tensor(by_panels::attention::<bf16, Vectors>(geometry, [&q, &k, &v]), shape),
-            _ => half_tensor(by_panels::attention::<bf16, Tiles>(geometry, [&q, &k, &v]), shape),
-        };
-        Some(y.transpose(1, 2))
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    {
-        let _ = (path, q, k, v, causal);
-        None
-    }
+    let geometry = Geometry::new(q, k, causal);
+    let [q, k, v] = [q, k, v].map(|x| Heads::new(x.clone()));
+    Some(by_engine!(path, by_panels::attention(geometry, [&q, &k, &v]))?.transpose(1, 2))
 }
 
-/// On AVX-512 and AMX.
-#[cfg(target_arch = "x86_64")]
+/// By an [`Engine`](super::product::Engine).
 pub(super) mod by_panels {
     use std::ops::Range;
 
+    use burn::tensor::Shape;
+    #[cfg(target_arch = "x86_64")]
     use burn::tensor::bf16;
+    use burn_flex::FlexTensor;
     use rayon::prelude::*;
 
     use super::super::Target;
     use super::super::linear::by_panels::Lines;
-    use super::super::number::{LANES, Number};
+    use super::super::number::Element;
+    use super::super::number::Number;
     use super::super::product::{Buffers, Engine, Rows, Sink, block, block_onto};
-    use super::super::softmax::{self, Weights};
+    use super::super::simd::{LANES, Simd};
+    #[cfg(target_arch = "x86_64")]
+    use super::super::softmax;
     use super::super::weights::{Packed, Panels, Plain, Transposed};
     use crate::flex::attention::{Geometry, Heads};
     use crate::flex::elementwise::filled;
@@ -78,7 +59,10 @@ pub(super) mod by_panels {
     const MOST: usize = 192;
 
     /// A number that attention multiplies.
-    pub(in super::super) trait Weight: Number {
+    pub(in super::super) trait Weight: Element {
+        /// Where weights are written, if not in the place of scores.
+        type Weights: Default + Send;
+
         /// The whole buffer of a tensor.
         fn buffer(heads: &Heads) -> &[Self];
 
@@ -86,17 +70,19 @@ pub(super) mod by_panels {
         /// place or in `to`: weights, and what their sums are multiplied by, if they are not normalized.
         ///
         /// # Safety
-        /// The processor must have what [`Number`] takes; `scores` must be those of the queries, `step` apart.
+        /// The processor must have the instructions; `scores` must be those of the queries, `step` apart.
         unsafe fn weights<'a>(
             geometry: &Geometry,
             first: usize,
             scores: &'a mut [f32],
             step: usize,
-            to: &'a mut Weights,
+            to: &'a mut Self::Weights,
         ) -> (Rows<'a, Self>, &'a [f32]);
     }
 
     impl Weight for f32 {
+        type Weights = ();
+
         fn buffer(heads: &Heads) -> &[Self] {
             heads.tensor.storage()
         }
@@ -106,14 +92,17 @@ pub(super) mod by_panels {
             first: usize,
             scores: &'a mut [f32],
             step: usize,
-            _: &'a mut Weights,
+            _: &'a mut (),
         ) -> (Rows<'a, Self>, &'a [f32]) {
             geometry.softmax(first, scores, step);
             (Rows { count: scores.len() / step, data: scores, depth: geometry.keys, step }, &[])
         }
     }
 
+    #[cfg(target_arch = "x86_64")]
     impl Weight for bf16 {
+        type Weights = softmax::Weights;
+
         fn buffer(heads: &Heads) -> &[Self] {
             heads.tensor.storage()
         }
@@ -123,7 +112,7 @@ pub(super) mod by_panels {
             first: usize,
             scores: &'a mut [f32],
             step: usize,
-            to: &'a mut Weights,
+            to: &'a mut softmax::Weights,
         ) -> (Rows<'a, Self>, &'a [f32]) {
             // the panels of the values go on with zeros, as these weights do
             let (count, width) = (scores.len() / step, geometry.keys.next_multiple_of(softmax::UNIT));
@@ -146,7 +135,8 @@ pub(super) mod by_panels {
         (SCORES / keys).clamp(E::ROWS, MOST) / E::ROWS * E::ROWS
     }
 
-    impl<S: Sink> Sink for Part<'_, S> {
+    impl<S: Simd, To: Sink<S>> Sink<S> for Part<'_, To> {
+        #[inline(always)]
         unsafe fn store(&self, rows: Range<usize>, columns: Range<usize>, sums: &mut [f32], step: usize) {
             for (sums, factor) in sums.chunks_mut(step).zip(self.factors.iter().skip(rows.start)) {
                 sums.iter_mut().take(columns.len()).for_each(|sum| *sum *= factor);
@@ -159,12 +149,12 @@ pub(super) mod by_panels {
     }
 
     /// `[b, n, heads, d]`.
-    pub(in super::super) fn attention<T: Weight, E: Engine<T>>(
+    pub(in super::super) fn attention<T: Weight + Number<E::Simd>, E: Engine<T>>(
         geometry: Geometry,
         [q, k, v]: [&Heads; 3],
-    ) -> Vec<T>
+    ) -> FlexTensor
     where
-        for<'a> Lines<'a, T>: Sink,
+        for<'a> Lines<'a, T>: Sink<E::Simd>,
     {
         let Geometry { batch, heads, queries, keys, width, .. } = geometry;
         let places: Vec<_> = geometry.heads().collect();
@@ -175,7 +165,7 @@ pub(super) mod by_panels {
                 let k = Transposed { data: &T::buffer(k)[start..], columns: keys, step };
                 let (start, step) = v.place(place);
                 let v = Plain { data: &T::buffer(v)[start..], columns: width, step };
-                [Panels::new(&k, width), Panels::new(&v, keys)]
+                [Panels::new::<T, E::Simd>(&k, width), Panels::new::<T, E::Simd>(&v, keys)]
             })
             .collect();
         let size = chunk_size::<T, E>(keys);
@@ -184,10 +174,10 @@ pub(super) mod by_panels {
             (0..places.len()).flat_map(|head| chunks().map(move |chunk| (head, chunk))).collect();
         // SAFETY: the processor has what it takes, or there were no panels; the chunks are all queries of all heads, and each
         // stores all columns of its own.
-        unsafe {
+        let data = unsafe {
             filled(batch * queries * heads * width, |out| {
                 let lines = Lines { target: Target::new(out), columns: heads * width, bias: None };
-                let buffers = || (Buffers::default(), Buffers::default(), Weights::default());
+                let buffers = || (Buffers::default(), Buffers::default(), T::Weights::default());
                 tasks.into_par_iter().for_each_init(buffers, |(scores, sums, weights), (head, chunk)| {
                     let (place, [k, v]) = (places[head], &panels[head]);
                     let (start, step) = q.place(place);
@@ -205,6 +195,7 @@ pub(super) mod by_panels {
                     block::<T, E>(rows, &v, &part, 0..count, 0..width, sums);
                 });
             })
-        }
+        };
+        T::tensor(data, Shape::new([batch, queries, heads, width]))
     }
 }

@@ -33,6 +33,7 @@ pub(super) fn attention_backward_by(
 
         use super::super::attention::{Geometry, Heads};
         use super::super::half::half_tensor;
+        use super::simd::Avx512;
         use super::tiles::Tiles;
         use super::vectors::Vectors;
 
@@ -43,7 +44,7 @@ pub(super) fn attention_backward_by(
         let operands = [q, k, v, grad].map(|x| Heads::new(x.clone()));
         let [to_q, to_k, to_v] = match path {
             Path::Tiles => by_panels::backward::<Tiles>(geometry, &operands),
-            _ => by_panels::backward::<Vectors>(geometry, &operands),
+            _ => by_panels::backward::<Vectors<Avx512>>(geometry, &operands),
         };
         let joined = |data, rows| {
             let shape = Shape::new([geometry.batch, rows, geometry.heads, geometry.width]);
@@ -69,8 +70,8 @@ mod by_panels {
     use super::super::Target;
     use super::super::attention::by_panels::{Part, chunk_size};
     use super::super::linear::by_panels::Lines;
-    use super::super::number::LANES;
     use super::super::product::{Buffers, Engine, Line, Rows, block, block_onto};
+    use super::super::simd::{Avx512, LANES};
     use super::super::softmax::{UNIT, Weights, backward as softmax_backward};
     use super::super::weights::{Packed, Panels, Plain, Transposed};
     use crate::flex::attention::{Geometry, Heads};
@@ -78,7 +79,7 @@ mod by_panels {
     use crate::flex::half::Half;
 
     /// `[b, n, heads, d]`, and twice `[b, m, heads, d]`.
-    pub(super) fn backward<E: Engine<bf16>>(
+    pub(super) fn backward<E: Engine<bf16, Simd = Avx512>>(
         geometry: Geometry,
         [q, k, v, grad]: &[Heads; 4],
     ) -> [Vec<bf16>; 3] {
@@ -121,7 +122,7 @@ mod by_panels {
         ///
         /// # Safety
         /// The processor must have what numbers and engine take; no other task may write this head.
-        unsafe fn head<E: Engine<bf16>>(
+        unsafe fn head<E: Engine<bf16, Simd = Avx512>>(
             &mut self,
             geometry: Geometry,
             place: (usize, usize),
@@ -131,11 +132,11 @@ mod by_panels {
             let Geometry { heads, queries, keys, width, .. } = geometry;
             let transposed = |x: &Heads| {
                 let (data, step) = rows(x, place);
-                Panels::new(&Transposed { data, columns: keys, step }, width)
+                Panels::new::<bf16, Avx512>(&Transposed { data, columns: keys, step }, width)
             };
             let (keys_turned, values_turned) = (transposed(k), transposed(v));
             let (data, step) = rows(k, place);
-            let keys_plain = Panels::new(&Plain { data, columns: width, step }, keys);
+            let keys_plain = Panels::new::<bf16, Avx512>(&Plain { data, columns: width, step }, keys);
             let [keys_turned, values_turned] =
                 [&keys_turned, &values_turned].map(|panels| Packed { panels, columns: keys });
             let keys_plain = Packed { panels: &keys_plain, columns: width };

@@ -1,9 +1,12 @@
 //! Convolution as one product: filters times unfolded pixels, of which a panel at a time exists.
 
-use burn::tensor::Shape;
+use burn::tensor::{Shape, TensorMetadata};
 use burn_flex::FlexTensor;
 
-use super::Path;
+use super::super::conv::Geometry;
+use super::super::elementwise::contiguous;
+use super::super::half::widened;
+use super::{Path, by_engine};
 
 /// `x` `[n, c, h, w]`, `weight` `[out, c, kh, kw]`, `bias` `[out]`, all f32 or all bf16: `[n, out, h', w']`; `None` where the
 /// processor has no instructions for it.
@@ -26,44 +29,10 @@ pub(super) fn conv2d_by(
     stride: usize,
     padding: usize,
 ) -> Option<FlexTensor> {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use burn::tensor::{TensorMetadata, bf16};
-
-        use super::super::conv::Geometry;
-        use super::super::elementwise::{contiguous, slice, tensor};
-        use super::super::half::{elements, half_tensor, widened};
-        use super::tiles::Tiles;
-        use super::vectors::Vectors;
-
-        if !matches!(path, Path::Single | Path::Bf16 | Path::Tiles) {
-            return None;
-        }
-        let (x, weight) = (contiguous(x.clone()), contiguous(weight.clone()));
-        let bias = bias.cloned().map(widened);
-        let geometry = Geometry::new(&x.shape(), &weight.shape(), stride, padding);
-        let [channels, height, width] = geometry.output;
-        let shape = Shape::new([geometry.batch, channels, height, width]);
-        let bias = bias.as_deref();
-        Some(match path {
-            Path::Single => {
-                tensor(by_panels::conv2d::<f32, Vectors>(slice(&x), slice(&weight), bias, &geometry), shape)
-            }
-            Path::Bf16 => half_tensor(
-                by_panels::conv2d::<bf16, Vectors>(elements(&x), elements(&weight), bias, &geometry),
-                shape,
-            ),
-            _ => half_tensor(
-                by_panels::conv2d::<bf16, Tiles>(elements(&x), elements(&weight), bias, &geometry),
-                shape,
-            ),
-        })
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    {
-        let _ = (path, x, weight, bias, stride, padding);
-        None
-    }
+    let (x, weight) = (contiguous(x.clone()), contiguous(weight.clone()));
+    let bias = bias.cloned().map(widened);
+    let geometry = Geometry::new(&x.shape(), &weight.shape(), stride, padding);
+    by_engine!(path, by_panels::conv2d(&x, &weight, bias.as_deref(), &geometry))
 }
 
 /// The gradient of a convolution by its input, which has the shape `x_shape`, all f32 or all bf16; `None` where the processor
@@ -89,56 +58,33 @@ pub(super) fn conv2d_x_backward_by(
     stride: usize,
     padding: usize,
 ) -> Option<FlexTensor> {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use burn::tensor::{TensorMetadata, bf16};
-
-        use super::super::conv::Geometry;
-        use super::super::elementwise::{contiguous, slice, tensor};
-        use super::super::half::{elements, half_tensor};
-        use super::tiles::Tiles;
-        use super::vectors::Vectors;
-
-        let [_, _, kh, kw] = weight.shape().dims();
-        if !matches!(path, Path::Single | Path::Bf16 | Path::Tiles) || kh != kw || padding >= kh {
-            return None;
-        }
-        let (weight, grad) = (contiguous(weight.clone()), contiguous(grad.clone()));
-        let geometry = Geometry::new(x_shape, &weight.shape(), stride, padding);
-        let shape = x_shape.clone();
-        Some(match path {
-            Path::Single => {
-                let y = by_panels::x_backward::<f32, Vectors>(slice(&grad), slice(&weight), &geometry);
-                tensor(y, shape)
-            }
-            Path::Bf16 => {
-                let y = by_panels::x_backward::<bf16, Vectors>(elements(&grad), elements(&weight), &geometry);
-                half_tensor(y, shape)
-            }
-            _ => {
-                let y = by_panels::x_backward::<bf16, Tiles>(elements(&grad), elements(&weight), &geometry);
-                half_tensor(y, shape)
-            }
-        })
+    let [_, _, kh, kw] = weight.shape().dims();
+    if kh != kw || padding >= kh {
+        return None;
     }
-    #[cfg(not(target_arch = "x86_64"))]
-    {
-        let _ = (path, x_shape, weight, grad, stride, padding);
-        None
-    }
+    let (weight, grad) = (contiguous(weight.clone()), contiguous(grad.clone()));
+    let geometry = Geometry::new(x_shape, &weight.shape(), stride, padding);
+    by_engine!(path, by_panels::x_backward(&grad, &weight, &geometry))
 }
 
-/// On AVX-512 and AMX.
-#[cfg(target_arch = "x86_64")]
+/// By an [`Engine`](super::product::Engine).
 mod by_panels {
     use std::borrow::Cow;
     use std::ops::Range;
 
+    use burn::tensor::Shape;
+    #[cfg(target_arch = "x86_64")]
     use burn::tensor::bf16;
+    use burn_flex::FlexTensor;
 
     use super::super::number::Number;
     use super::super::product::{Engine, Operand, Rows, Sink, multiply};
-    use super::super::store::{Bias, round, write};
+    #[cfg(target_arch = "x86_64")]
+    use super::super::simd::Avx512;
+    use super::super::simd::Simd;
+    #[cfg(target_arch = "x86_64")]
+    use super::super::store::round;
+    use super::super::store::{Bias, write};
     use super::super::turned::{Turned, spread};
     use super::super::unfolded::Unfolded;
     use super::super::{Target, Weights};
@@ -158,6 +104,7 @@ mod by_panels {
         ///
         /// # Safety
         /// Rows and columns must be those of the product.
+        #[inline(always)]
         unsafe fn runs(
             &self,
             rows: Range<usize>,
@@ -183,18 +130,26 @@ mod by_panels {
         }
     }
 
-    impl Sink for Planes<'_, f32> {
+    impl<S: Simd> Sink<S> for Planes<'_, f32> {
+        #[inline(always)]
         unsafe fn store(&self, rows: Range<usize>, columns: Range<usize>, sums: &mut [f32], step: usize) {
-            let store = |sums: &[f32], bias: Bias<'_>, place| {
-                // SAFETY: no other task has these places, of which there are as many as sums; the processor has what it takes.
-                unsafe { write(sums, bias, place) }
-            };
-            // SAFETY: the caller's word.
-            unsafe { self.runs(rows, columns, sums, step, store) };
+            // SAFETY: no other task has these places, of which there are as many as sums; the rest is the caller's word.
+            unsafe {
+                self.runs(
+                    rows,
+                    columns,
+                    sums,
+                    step,
+                    #[inline(always)]
+                    |sums, bias, place| write::<S>(sums, bias, place),
+                );
+            }
         }
     }
 
-    impl Sink for Planes<'_, bf16> {
+    #[cfg(target_arch = "x86_64")]
+    impl Sink<Avx512> for Planes<'_, bf16> {
+        #[inline(always)]
         unsafe fn store(&self, rows: Range<usize>, columns: Range<usize>, sums: &mut [f32], step: usize) {
             let store = |sums: &[f32], bias: Bias<'_>, place| {
                 // SAFETY: as above.
@@ -205,30 +160,31 @@ mod by_panels {
         }
     }
 
-    pub(super) fn conv2d<T: Number + Default, E: Engine<T>>(
-        x: &[T],
-        weight: &[T],
+    pub(super) fn conv2d<T: Number<E::Simd>, E: Engine<T>>(
+        x: &FlexTensor,
+        weight: &FlexTensor,
         bias: Option<&[f32]>,
         geometry: &Geometry,
-    ) -> Vec<T>
+    ) -> FlexTensor
     where
-        for<'a> Planes<'a, T>: Sink,
+        for<'a> Planes<'a, T>: Sink<E::Simd>,
     {
         let depth = geometry.depth();
-        let rows = Rows { data: weight, count: geometry.output[0], depth, step: depth };
-        convolve::<T, E>(x, rows, bias, geometry)
+        let rows = Rows { data: T::of(weight), count: geometry.output[0], depth, step: depth };
+        convolve::<T, E>(T::of(x), rows, bias, geometry)
     }
 
     /// The gradient by the input of a convolution of this geometry.
-    pub(super) fn x_backward<T: Number + Default, E: Engine<T>>(
-        grad: &[T],
-        weight: &[T],
+    pub(super) fn x_backward<T: Number<E::Simd>, E: Engine<T>>(
+        grad: &FlexTensor,
+        weight: &FlexTensor,
         geometry: &Geometry,
-    ) -> Vec<T>
+    ) -> FlexTensor
     where
-        for<'a> Planes<'a, T>: Sink,
-        for<'a> Turned<'a, T>: Operand<T>,
+        for<'a> Planes<'a, T>: Sink<E::Simd>,
+        for<'a> Turned<'a, T>: Operand<T, E>,
     {
+        let (grad, weight) = (T::of(grad), T::of(weight));
         let Geometry { batch, input, output, kernel, stride, padding } = *geometry;
         let ([c, h, w], [out, height, width]) = (input, output);
         // so many pixels give the input's with kernels that lie at all of them
@@ -242,24 +198,25 @@ mod by_panels {
     }
 
     /// Filters, one in each row, over the pixels of `x`.
-    fn convolve<T: Number + Default, E: Engine<T>>(
+    fn convolve<T: Number<E::Simd>, E: Engine<T>>(
         x: &[T],
-        filters: impl Operand<T>,
+        filters: impl Operand<T, E>,
         bias: Option<&[f32]>,
         geometry: &Geometry,
-    ) -> Vec<T>
+    ) -> FlexTensor
     where
-        for<'a> Planes<'a, T>: Sink,
+        for<'a> Planes<'a, T>: Sink<E::Simd>,
     {
         let [channels, height, width] = geometry.output;
         let columns = Unfolded::new(geometry, x);
         // SAFETY: the product's rows and columns are all that `out` has, and each is stored.
-        unsafe {
+        let data = unsafe {
             filled(geometry.batch * geometry.output_len(), |out| {
                 let target = Target::new(out);
                 let sink = Planes { target, channels, plane: height * width, bias };
                 multiply::<T, E>(filters, &columns, &sink, Weights::Rows);
             })
-        }
+        };
+        T::tensor(data, Shape::new([geometry.batch, channels, height, width]))
     }
 }

@@ -4,14 +4,8 @@ use burn::tensor::{DType, Shape, TensorMetadata, bf16, f16};
 use burn_flex::{Flex, FlexTensor};
 
 use super::super::elementwise::contiguous;
-#[cfg(target_arch = "x86_64")]
-use super::super::elementwise::{slice, tensor};
 use super::super::half::{elements, half_tensor, widened};
-#[cfg(target_arch = "x86_64")]
-use super::tiles::Tiles;
-#[cfg(target_arch = "x86_64")]
-use super::vectors::Vectors;
-use super::{Path, panels};
+use super::{Path, by_engine, panels};
 use crate::{WeightCache, plain};
 
 /// `x @ weight^T + bias` for `x` `[rows, in]`, `weight` `[out, in]`, `bias` `[out]`, all of one dtype.
@@ -58,44 +52,42 @@ pub(super) fn product(
     let sizes = [rows, columns, depth];
     let as_stored = weight.clone();
     let (x, weight, bias) = (contiguous(x), contiguous(weight), bias.map(widened));
-    let (bias, shape) = (bias.as_deref(), Shape::new([rows, columns]));
-    match (path, x.dtype()) {
-        #[cfg(target_arch = "x86_64")]
-        (Path::Single, _) => {
-            let weight = (slice(&weight), &as_stored, cache);
-            tensor(by_panels::product::<f32, Vectors>(slice(&x), weight, bias, order, sizes), shape)
+    let bias = bias.as_deref();
+    let of_weight = (&weight, &as_stored, cache);
+    by_engine!(path, by_panels::product(&x, of_weight, bias, order, sizes)).unwrap_or_else(|| {
+        let shape = Shape::new([rows, columns]);
+        match x.dtype() {
+            DType::F16 => half_tensor(
+                panels::product::<f16>(elements(&x), elements(&weight), bias, order, sizes),
+                shape,
+            ),
+            _ => half_tensor(
+                panels::product::<bf16>(elements(&x), elements(&weight), bias, order, sizes),
+                shape,
+            ),
         }
-        #[cfg(target_arch = "x86_64")]
-        (Path::Bf16, _) => {
-            let weight = (elements(&weight), &as_stored, cache);
-            half_tensor(by_panels::product::<bf16, Vectors>(elements(&x), weight, bias, order, sizes), shape)
-        }
-        #[cfg(target_arch = "x86_64")]
-        (Path::Tiles, _) => {
-            let weight = (elements(&weight), &as_stored, cache);
-            half_tensor(by_panels::product::<bf16, Tiles>(elements(&x), weight, bias, order, sizes), shape)
-        }
-        (_, DType::F16) => {
-            half_tensor(panels::product::<f16>(elements(&x), elements(&weight), bias, order, sizes), shape)
-        }
-        _ => half_tensor(panels::product::<bf16>(elements(&x), elements(&weight), bias, order, sizes), shape),
-    }
+    })
 }
 
-/// On AVX-512 and AMX.
-#[cfg(target_arch = "x86_64")]
+/// By an [`Engine`](super::product::Engine).
 pub(super) mod by_panels {
-    use std::arch::x86_64::*;
     use std::ops::Range;
     use std::sync::Arc;
 
+    use burn::tensor::Shape;
+    #[cfg(target_arch = "x86_64")]
     use burn::tensor::bf16;
     use burn_flex::FlexTensor;
 
-    use super::super::number::{LANES, Number};
-    use super::super::product::{Engine, Line, Rows, Sink, WIDTH, multiply, row_blocks};
-    use super::super::store::{Bias, round, write};
-    use super::super::weights::{Packed, Panels, Plain, Transposed, transpose};
+    use super::super::number::Number;
+    use super::super::product::{Engine, Line, Rows, Sink, multiply, row_blocks};
+    #[cfg(target_arch = "x86_64")]
+    use super::super::simd::Avx512;
+    use super::super::simd::{LANES, Simd};
+    #[cfg(target_arch = "x86_64")]
+    use super::super::store::round;
+    use super::super::store::{Bias, write};
+    use super::super::weights::{Packed, Panels, Plain, Transposed};
     use super::super::{Target, Weights};
     use super::Order;
     use crate::WeightCache;
@@ -115,20 +107,23 @@ pub(super) mod by_panels {
         }
     }
 
-    impl Sink for Lines<'_, f32> {
+    impl<S: Simd> Sink<S> for Lines<'_, f32> {
+        #[inline(always)]
         unsafe fn store(&self, rows: Range<usize>, columns: Range<usize>, sums: &mut [f32], step: usize) {
             let bias = self.bias(columns.clone());
             for (row, sums) in rows.zip(sums.chunks(step)) {
                 // SAFETY: the place lies in the result, and no other task has it; the processor has what it takes.
                 unsafe {
                     let place = self.target.at(row * self.columns + columns.start);
-                    write(&sums[..columns.len()], bias, place);
+                    write::<S>(&sums[..columns.len()], bias, place);
                 }
             }
         }
     }
 
-    impl Sink for Lines<'_, bf16> {
+    #[cfg(target_arch = "x86_64")]
+    impl Sink<Avx512> for Lines<'_, bf16> {
+        #[inline(always)]
         unsafe fn store(&self, rows: Range<usize>, columns: Range<usize>, sums: &mut [f32], step: usize) {
             let bias = self.bias(columns.clone());
             for (row, sums) in rows.zip(sums.chunks(step)) {
@@ -143,43 +138,48 @@ pub(super) mod by_panels {
 
     /// Rows up to which it is they that come in panels, and the weight's features that are the product's rows: read where they
     /// lie, while bringing them into panels would take a good part of the time that so few rows need. With more than one
-    /// panel it no longer pays.
-    const FEW: usize = WIDTH;
+    /// panel of AVX-512 it no longer pays.
+    const FEW: usize = 64;
 
     /// [`Lines`] of a product whose rows are their columns.
     struct Crossed<'a, T>(Lines<'a, T>);
 
-    impl<T> Sink for Crossed<'_, T>
+    impl<T, S: Simd> Sink<S> for Crossed<'_, T>
     where
-        for<'a> Lines<'a, T>: Sink,
+        for<'a> Lines<'a, T>: Sink<S>,
     {
-        #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+        #[inline(always)]
         unsafe fn store(&self, rows: Range<usize>, columns: Range<usize>, sums: &mut [f32], step: usize) {
-            let mut turned = [Line::ZERO; WIDTH * WIDTH / LANES];
-            for (slab, sums) in rows.clone().step_by(WIDTH).zip(sums.chunks(WIDTH * step)) {
-                let slab = slab..(slab + WIDTH).min(rows.end);
+            /// Rows that are turned at once.
+            const SLAB: usize = 64;
+
+            let mut turned = [Line::ZERO; SLAB * FEW / LANES];
+            for (slab, sums) in rows.clone().step_by(SLAB).zip(sums.chunks(SLAB * step)) {
+                let slab = slab..(slab + SLAB).min(rows.end);
                 for (block, sums) in sums.chunks(LANES * step).enumerate() {
                     for column in (0..columns.len()).step_by(LANES) {
-                        let mut words = [_mm512_setzero_si512(); LANES];
-                        for (words, sums) in words.iter_mut().zip(sums.chunks(step)) {
-                            // SAFETY: sums go on to the end of a vector.
-                            *words = unsafe { _mm512_loadu_si512(sums.as_ptr().add(column).cast()) };
-                        }
-                        for (i, words) in transpose(words).into_iter().enumerate() {
-                            let line = &mut turned[(column + i) * (WIDTH / LANES) + block];
-                            // SAFETY: a line is a vector.
-                            unsafe { _mm512_store_si512(std::ptr::from_mut(line).cast(), words) };
+                        // SAFETY: sums go on to the end of a vector, and a line is one; the processor has the instructions, says
+                        // the caller.
+                        unsafe {
+                            let mut words = [S::splat(0.0); LANES];
+                            for (words, sums) in words.iter_mut().zip(sums.chunks(step)) {
+                                *words = S::load(sums.as_ptr().add(column));
+                            }
+                            for (i, words) in S::transpose(words).into_iter().enumerate() {
+                                let line = &mut turned[(column + i) * (SLAB / LANES) + block];
+                                S::store(words, std::ptr::from_mut(line).cast());
+                            }
                         }
                     }
                 }
                 // SAFETY: the caller's word.
-                unsafe { self.0.store(columns.clone(), slab, Line::numbers_mut(&mut turned), WIDTH) };
+                unsafe { self.0.store(columns.clone(), slab, Line::numbers_mut(&mut turned), SLAB) };
             }
         }
     }
 
     /// The panels of a weight that its cache has, or has room for, or that are worth making for one call.
-    fn panels<T: Number, E: Engine<T>>(
+    fn panels<T: Number<E::Simd>, E: Engine<T>>(
         cache: &WeightCache,
         weight: &FlexTensor,
         data: &[T],
@@ -190,30 +190,31 @@ pub(super) mod by_panels {
         let once = |matrix: &dyn Fn() -> Panels| (E::PACKS_ONCE && blocks > 1).then(|| Arc::new(matrix()));
         if order == Order::Plain {
             // its lines lie as those of a panel do: there is little to save
-            return once(&|| Panels::new(&Plain { data, columns, step: columns }, depth));
+            return once(&|| Panels::new::<T, E::Simd>(&Plain { data, columns, step: columns }, depth));
         }
-        let pack = || Panels::new(&Transposed { data, columns, step: depth }, depth);
+        let pack = || Panels::new::<T, E::Simd>(&Transposed { data, columns, step: depth }, depth);
         // how often a call would do it otherwise
         let uses = if E::PACKS_ONCE { 1 } else { blocks };
         kept(cache, weight, Panels::bytes::<T>(columns, depth), uses, pack).or_else(|| once(&pack))
     }
 
-    /// The product with a weight: its elements, the tensor that they are of, and the cache that may keep its panels.
-    pub(super) fn product<T: Number, E: Engine<T>>(
-        x: &[T],
-        (weight, as_stored, cache): (&[T], &FlexTensor, &WeightCache),
+    /// The product with a weight: contiguous, as it is stored, and the cache that may keep its panels.
+    pub(super) fn product<T: Number<E::Simd>, E: Engine<T>>(
+        x: &FlexTensor,
+        (weight, as_stored, cache): (&FlexTensor, &FlexTensor, &WeightCache),
         bias: Option<&[f32]>,
         order: Order,
         sizes: [usize; 3],
-    ) -> Vec<T>
+    ) -> FlexTensor
     where
-        for<'a> Lines<'a, T>: Sink,
+        for<'a> Lines<'a, T>: Sink<E::Simd>,
     {
         let [rows, columns, depth] = sizes;
+        let (x, weight) = (T::of(x), T::of(weight));
         let crosses = !E::PACKS_ONCE && order == Order::Transposed && rows <= FEW;
         let panels = if crosses { None } else { panels::<T, E>(cache, as_stored, weight, order, sizes) };
         // SAFETY: the product's rows and columns are all that `out` has, and each is stored.
-        unsafe {
+        let data = unsafe {
             filled(rows * columns, |out| {
                 let target = Target::new(out);
                 let sink = Lines { target, columns, bias };
@@ -237,6 +238,7 @@ pub(super) mod by_panels {
                     }
                 }
             })
-        }
+        };
+        T::tensor(data, Shape::new([rows, columns]))
     }
 }

@@ -3,11 +3,11 @@
 //!
 //! | Dtype and processor | How |
 //! |---|---|
-//! | f32, AVX-512 | [`product`] by [`vectors`]: a layer's weights are turned into panels by registers, which for the few rows of a small picture costs a fraction of what a general product takes to bring them into order |
+//! | f32, on AVX-512, AVX2, NEON, or anything else | [`product`] by [`vectors`]: a layer's weights are turned into panels by registers, which for the few rows of a small picture costs a fraction of what a general product takes to bring them into order |
 //! | bf16, AMX | [`product`] by [`tiles`]: sixteen rows by sixteen columns in one instruction |
 //! | bf16, AVX-512 BF16 | [`product`] by [`vectors`]: pairs of bf16 are multiplied as they are, two at a time in each lane |
 //! | other half precision | [`panels`]: blocks of both operands become f32 in a buffer that stays in the cache |
-//! | other f32, f64 | burn's product |
+//! | f64 | burn's product |
 //!
 //! Linear layers have all of them, convolutions and attention the first three: elsewhere in half precision they work in f32 on
 //! operands that are converted whole.
@@ -15,30 +15,23 @@
 //! Every sum goes along the depth from its first element to its last, whatever the blocks and however many threads and
 //! rows there are: a row of a batch has the bits that it has alone.
 
-#[cfg(target_arch = "x86_64")]
 mod ahead;
 mod attention;
 mod attention_backward;
 mod conv;
 mod linear;
-#[cfg(target_arch = "x86_64")]
 mod number;
 mod panels;
-#[cfg(target_arch = "x86_64")]
 mod product;
+mod simd;
 #[cfg(target_arch = "x86_64")]
 mod softmax;
-#[cfg(target_arch = "x86_64")]
 mod store;
 #[cfg(target_arch = "x86_64")]
 mod tiles;
-#[cfg(target_arch = "x86_64")]
 mod turned;
-#[cfg(target_arch = "x86_64")]
 mod unfolded;
-#[cfg(target_arch = "x86_64")]
 mod vectors;
-#[cfg(target_arch = "x86_64")]
 mod weights;
 
 pub(super) use attention::attention;
@@ -49,18 +42,23 @@ pub(super) use linear::{linear, linear_x_backward};
 use std::mem::MaybeUninit;
 
 use burn::tensor::DType;
-#[cfg(target_arch = "x86_64")]
-use burn::tensor::bf16;
 
-#[cfg(target_arch = "x86_64")]
-use self::product::Engine as _;
+use self::simd::Simd as _;
 
 /// Which instructions a product is made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Path {
     /// f32 on AVX-512.
     #[cfg(target_arch = "x86_64")]
-    Single,
+    Avx512,
+    /// f32 on AVX2.
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    /// f32 on NEON.
+    #[cfg(target_arch = "aarch64")]
+    Neon,
+    /// f32 on any processor.
+    Portable,
     /// bf16 on AMX.
     #[cfg(target_arch = "x86_64")]
     Tiles,
@@ -78,16 +76,49 @@ impl Path {
     fn of(dtype: DType) -> Self {
         match dtype {
             #[cfg(target_arch = "x86_64")]
-            DType::F32 if <vectors::Vectors as product::Engine<f32>>::is_available() => Self::Single,
+            DType::F32 if simd::Avx512::is_available() => Self::Avx512,
             #[cfg(target_arch = "x86_64")]
-            DType::BF16 if tiles::Tiles::is_available() => Self::Tiles,
+            DType::F32 if simd::Avx2::is_available() => Self::Avx2,
+            #[cfg(target_arch = "aarch64")]
+            DType::F32 if simd::Neon::is_available() => Self::Neon,
+            DType::F32 => Self::Portable,
             #[cfg(target_arch = "x86_64")]
-            DType::BF16 if <vectors::Vectors as product::Engine<bf16>>::is_available() => Self::Bf16,
+            DType::BF16 if tiles::is_available() => Self::Tiles,
+            #[cfg(target_arch = "x86_64")]
+            DType::BF16 if number::has_bf16() => Self::Bf16,
             DType::BF16 | DType::F16 => Self::Panels,
             _ => Self::General,
         }
     }
 }
+
+/// Calls a function with number and engine of a path; `None` for those that have none.
+macro_rules! by_engine {
+    ($path:expr, $($function:ident)::+ ($($argument:expr),* $(,)?)) => {{
+        #[cfg(target_arch = "x86_64")]
+        use burn::tensor::bf16;
+
+        #[cfg(target_arch = "x86_64")]
+        use $crate::flex::products::tiles::Tiles;
+        use $crate::flex::products::{Path, simd, vectors::Vectors};
+
+        match $path {
+            #[cfg(target_arch = "x86_64")]
+            Path::Avx512 => Some($($function)::+::<f32, Vectors<simd::Avx512>>($($argument),*)),
+            #[cfg(target_arch = "x86_64")]
+            Path::Avx2 => Some($($function)::+::<f32, Vectors<simd::Avx2>>($($argument),*)),
+            #[cfg(target_arch = "aarch64")]
+            Path::Neon => Some($($function)::+::<f32, Vectors<simd::Neon>>($($argument),*)),
+            Path::Portable => Some($($function)::+::<f32, Vectors<simd::Portable>>($($argument),*)),
+            #[cfg(target_arch = "x86_64")]
+            Path::Bf16 => Some($($function)::+::<bf16, Vectors<simd::Avx512>>($($argument),*)),
+            #[cfg(target_arch = "x86_64")]
+            Path::Tiles => Some($($function)::+::<bf16, Tiles>($($argument),*)),
+            Path::Panels | Path::General => None,
+        }
+    }};
+}
+use by_engine;
 
 /// `count` shared out evenly into blocks of a multiple of `unit`, `most` at most: the size of a block.
 fn even_blocks(count: usize, most: usize, unit: usize) -> usize {
@@ -98,10 +129,6 @@ fn even_blocks(count: usize, most: usize, unit: usize) -> usize {
 /// Which operand of a product is a layer's weight: read from memory, and that once where a block has all of the other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Weights {
-    #[cfg_attr(
-        not(target_arch = "x86_64"),
-        expect(dead_code, reason = "convolutions have panels on x86-64 alone")
-    )]
     Rows,
     Columns,
 }

@@ -1,118 +1,121 @@
 //! What is multiplied: f32, or pairs of bf16 in a word of 32 bits.
 
+#[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
-use burn::tensor::bf16;
+use burn::tensor::{Shape, bf16};
+use burn_flex::FlexTensor;
 
+use super::super::elementwise::{slice, tensor};
+#[cfg(target_arch = "x86_64")]
 use super::super::fast_math::first_lanes;
+use super::super::half::{elements, half_tensor};
+use super::simd::Simd;
+#[cfg(target_arch = "x86_64")]
+use super::simd::{Avx512, LANES};
 
-/// Words of a vector, each for a column of its own.
-pub(super) const LANES: usize = 16;
-
-/// A number that the product multiplies.
-pub(super) trait Number: Copy + Send + Sync {
+/// What lies in a word.
+pub(super) trait Element: Copy + Default + Send + Sync {
     /// How many of them a word has, neighbours along the depth.
     const PER_WORD: usize;
 
-    /// Whether this processor has the instructions that bring it into panels, and that store it.
-    fn is_available() -> bool;
+    /// Those of a contiguous tensor.
+    fn of(x: &FlexTensor) -> &[Self];
 
+    /// A tensor of them.
+    fn tensor(data: Vec<Self>, shape: Shape) -> FlexTensor;
+}
+
+impl Element for f32 {
+    const PER_WORD: usize = 1;
+
+    fn of(x: &FlexTensor) -> &[Self] {
+        slice(x)
+    }
+
+    fn tensor(data: Vec<Self>, shape: Shape) -> FlexTensor {
+        tensor(data, shape)
+    }
+}
+
+impl Element for bf16 {
+    const PER_WORD: usize = 2;
+
+    fn of(x: &FlexTensor) -> &[Self] {
+        elements(x)
+    }
+
+    fn tensor(data: Vec<Self>, shape: Shape) -> FlexTensor {
+        half_tensor(data, shape)
+    }
+}
+
+/// A number that the product multiplies, as the instructions of `S` move it.
+///
+/// # Safety
+/// The functions need a processor that has the instructions, and elements that are there.
+pub(super) trait Number<S: Simd>: Element {
     /// Sixteen words from `from` on, zeros where there are no more than `count` elements.
-    ///
-    /// # Safety
-    /// The processor must have what it takes, and the elements must be there.
-    unsafe fn words(from: *const Self, count: usize) -> __m512i;
+    unsafe fn words(from: *const Self, count: usize) -> S::Words;
 
     /// Sixteen of them.
     type Sixteen: Copy;
 
-    /// Sixteen that lie side by side; zeros where the mask has none.
-    ///
-    /// # Safety
-    /// The processor must have what it takes, and those of the mask must be there.
-    unsafe fn sixteen(from: *const Self, mask: __mmask16) -> Self::Sixteen;
+    /// Sixteen that lie side by side; zeros where there are no more than `count`.
+    unsafe fn sixteen(from: *const Self, count: usize) -> Self::Sixteen;
 
     /// Eight and eight that lie side by side.
-    ///
-    /// # Safety
-    /// The processor must have what it takes, and they must be there.
     unsafe fn eights(low: *const Self, high: *const Self) -> Self::Sixteen;
 
     /// A word for each of sixteen columns: of one line and, where a word has two elements, of the next, or zeros without
     /// it.
-    ///
-    /// # Safety
-    /// The processor must have what it takes.
-    unsafe fn zipped(line: Self::Sixteen, next: Option<Self::Sixteen>) -> __m512i;
+    unsafe fn zipped(line: Self::Sixteen, next: Option<Self::Sixteen>) -> S::Words;
 }
 
-/// What both kinds take.
-fn has_avx512() -> bool {
-    is_x86_feature_detected!("avx512f")
-        && is_x86_feature_detected!("avx512bw")
-        && is_x86_feature_detected!("avx512vl")
-}
-
-impl Number for f32 {
-    const PER_WORD: usize = 1;
-
-    fn is_available() -> bool {
-        has_avx512()
-    }
-
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-    unsafe fn words(from: *const Self, count: usize) -> __m512i {
-        // SAFETY: the mask leaves out what is not there.
-        unsafe { _mm512_maskz_loadu_epi32(first_lanes(count), from.cast()) }
-    }
-
-    type Sixteen = __m512i;
-
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-    unsafe fn sixteen(from: *const Self, mask: __mmask16) -> __m512i {
+impl<S: Simd> Number<S> for f32 {
+    #[inline(always)]
+    unsafe fn words(from: *const Self, count: usize) -> S::Words {
         // SAFETY: the caller's word.
-        unsafe { _mm512_maskz_loadu_epi32(mask, from.cast()) }
+        unsafe { S::load_first(from, count) }
     }
 
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-    unsafe fn eights(low: *const Self, high: *const Self) -> __m512i {
+    type Sixteen = S::Words;
+
+    #[inline(always)]
+    unsafe fn sixteen(from: *const Self, count: usize) -> S::Words {
         // SAFETY: the caller's word.
-        unsafe {
-            let [low, high] = [low, high].map(|from| _mm256_loadu_si256(from.cast()));
-            _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high)
-        }
+        unsafe { S::load_first(from, count) }
     }
 
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-    unsafe fn zipped(line: __m512i, _: Option<__m512i>) -> __m512i {
+    #[inline(always)]
+    unsafe fn eights(low: *const Self, high: *const Self) -> S::Words {
+        // SAFETY: the caller's word.
+        unsafe { S::load_eights(low, high) }
+    }
+
+    #[inline(always)]
+    unsafe fn zipped(line: S::Words, _: Option<S::Words>) -> S::Words {
         line
     }
 }
 
-impl Number for bf16 {
-    const PER_WORD: usize = 2;
-
-    fn is_available() -> bool {
-        has_avx512() && is_x86_feature_detected!("avx512bf16")
-    }
-
+#[cfg(target_arch = "x86_64")]
+impl Number<Avx512> for bf16 {
+    #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-    unsafe fn words(from: *const Self, count: usize) -> __m512i {
+    unsafe fn words(from: *const Self, count: usize) -> __m512 {
         let halves = if count >= 2 * LANES { !0 } else { (1 << count) - 1 };
         // SAFETY: the mask leaves out what is not there.
-        unsafe { _mm512_maskz_loadu_epi16(halves, from.cast()) }
+        unsafe { _mm512_castsi512_ps(_mm512_maskz_loadu_epi16(halves, from.cast())) }
     }
 
     type Sixteen = __m256i;
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-    unsafe fn sixteen(from: *const Self, mask: __mmask16) -> __m256i {
-        // SAFETY: the caller's word.
-        unsafe { _mm256_maskz_loadu_epi16(mask, from.cast()) }
+    unsafe fn sixteen(from: *const Self, count: usize) -> __m256i {
+        // SAFETY: the mask leaves out what is not there.
+        unsafe { _mm256_maskz_loadu_epi16(first_lanes(count), from.cast()) }
     }
 
     #[inline]
@@ -127,8 +130,18 @@ impl Number for bf16 {
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-    unsafe fn zipped(line: __m256i, next: Option<__m256i>) -> __m512i {
+    unsafe fn zipped(line: __m256i, next: Option<__m256i>) -> __m512 {
         let next = next.unwrap_or(_mm256_setzero_si256());
-        _mm512_or_si512(_mm512_cvtepu16_epi32(line), _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(next)))
+        let pairs = _mm512_or_si512(
+            _mm512_cvtepu16_epi32(line),
+            _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(next)),
+        );
+        _mm512_castsi512_ps(pairs)
     }
+}
+
+/// Whether this processor multiplies bf16 by vectors.
+#[cfg(target_arch = "x86_64")]
+pub(super) fn has_bf16() -> bool {
+    Avx512::is_available() && is_x86_feature_detected!("avx512bf16")
 }

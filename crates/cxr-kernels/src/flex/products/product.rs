@@ -1,16 +1,16 @@
 //! The product of rows as they lie and columns that come in panels.
 //!
 //! `result[r, c] = sum over d of rows[r, d] * columns[d, c]`. A panel has, for every word of the depth (32 bits: one f32 or a
-//! pair of bf16), that word of each of its columns side by side. What multiplies is an [`Engine`]: vectors of AVX-512, or the
+//! pair of bf16), that word of each of its columns side by side. What multiplies is an [`Engine`]: vectors, or the
 //! tiles of AMX.
 
-use std::arch::x86_64::*;
 use std::ops::Range;
 
 use rayon::prelude::*;
 
 use super::ahead::Source;
-use super::number::{LANES, Number};
+use super::number::{Element, Number};
+use super::simd::{LANES, Simd};
 use super::{Weights, blocks};
 
 /// Vectors of a panel.
@@ -21,8 +21,26 @@ pub(super) const WIDTH: usize = LANES * VECTORS;
 /// is cheaper than putting sums aside more often (half of it was 3 % slower for bf16). Pairs never cross its end.
 pub(super) const WORDS: usize = 256;
 
+/// Where vector `v` of a word lies in a panel of so many vectors and words: those that are [multiplied at once](Simd::TILE)
+/// are neighbours.
+#[inline(always)]
+pub(super) fn place<S: Simd>(word: usize, v: usize, vectors: usize, words: usize) -> usize {
+    if S::TILE >= VECTORS {
+        return word * vectors + v;
+    }
+    let first = v / S::TILE * S::TILE;
+    first * words + word * S::TILE.min(vectors - first) + v - first
+}
+
+/// The words that panels of such a depth have, with those of zeros.
+pub(super) fn words<T: Element>(depth: usize) -> usize {
+    depth.div_ceil(T::PER_WORD).next_multiple_of(LANES)
+}
+
 /// What multiplies some rows by a panel.
 pub(super) trait Engine<T> {
+    /// What moves rows, columns and sums.
+    type Simd: Simd;
     /// Rows that it takes at once: blocks are made of so many.
     const ROWS: usize;
     /// Whether it takes rows in whole lines of the cache: rows that do not lie so are copied, with zeros at their end.
@@ -53,7 +71,7 @@ pub(super) trait Engine<T> {
 ///
 /// # Safety
 /// [`part`](Self::part) must return what it says.
-pub(super) unsafe trait Operand<T>: Copy + Sync {
+pub(super) unsafe trait Operand<T, E: Engine<T>>: Copy + Sync {
     /// How many there are.
     fn count(&self) -> usize;
 
@@ -63,14 +81,9 @@ pub(super) unsafe trait Operand<T>: Copy + Sync {
     /// Elements `depth` of some rows as the engine takes them, where they lie or in `copied`.
     ///
     /// # Safety
-    /// The processor must have what [`Number`] takes; the ranges must lie in the operand, the depth be no more than that of a
-    /// panel.
-    unsafe fn part<E: Engine<T>>(
-        &self,
-        rows: Range<usize>,
-        depth: Range<usize>,
-        copied: &mut Vec<Line>,
-    ) -> Part<T>;
+    /// The processor must have the engine's instructions; the ranges must lie in the operand, the depth be no more than that
+    /// of a panel.
+    unsafe fn part(&self, rows: Range<usize>, depth: Range<usize>, copied: &mut Vec<Line>) -> Part<T>;
 }
 
 /// Some elements of some rows.
@@ -115,12 +128,12 @@ pub(super) struct Rows<'a, T> {
 ///
 /// # Safety
 /// `pack` must write all of the panel, and `packed` return one as [`pack_whole`] writes it.
-pub(super) unsafe trait Columns<T>: Sync {
+pub(super) unsafe trait Columns<T, S: Simd>: Sync {
     /// How many there are.
     fn count(&self) -> usize;
 
     /// The panel that [`pack_whole`] would write, if there is one already.
-    fn packed(&self, columns: &Range<usize>, depth: &Range<usize>) -> Option<*const __m512i> {
+    fn packed(&self, columns: &Range<usize>, depth: &Range<usize>) -> Option<*const Line> {
         let _ = (columns, depth);
         None
     }
@@ -131,60 +144,64 @@ pub(super) unsafe trait Columns<T>: Sync {
         Source::NONE
     }
 
-    /// Writes lines `depth` of `columns` into `panel`: for each line, or pair of lines, the words of all columns, which
-    /// are rounded up to whole vectors. The last of an odd number of lines is paired with zeros. What columns that are
+    /// Writes lines `depth` of `columns` into `panel`, each vector in its [`place`]: for each line, or pair of lines, the words of
+    /// all columns, which are rounded up to whole vectors. The last of an odd number of lines is paired with zeros. What columns that are
     /// not there get does not matter.
     ///
     /// # Safety
-    /// The processor must have what [`Number`] takes; `depth` must begin with a word, both ranges must lie in the operand
+    /// The processor must have the instructions; `depth` must begin with a word, both ranges must lie in the operand
     /// and be no larger than a panel, and `panel` must be valid for writing as much.
-    unsafe fn pack(&self, columns: Range<usize>, depth: Range<usize>, panel: *mut __m512i);
+    unsafe fn pack(&self, columns: Range<usize>, depth: Range<usize>, panel: *mut Line);
 }
 
 /// [`Columns::pack`], and zeros up to a multiple of [`LANES`] words.
 ///
 /// # Safety
 /// As there; `panel` must be valid for writing these too.
-#[target_feature(enable = "avx512f")]
-pub(super) unsafe fn pack_whole<T: Number>(
-    matrix: &impl Columns<T>,
+#[inline(always)]
+pub(super) unsafe fn pack_whole<T: Element, S: Simd>(
+    matrix: &impl Columns<T, S>,
     columns: Range<usize>,
     depth: Range<usize>,
-    panel: *mut __m512i,
+    panel: *mut Line,
 ) {
     let vectors = columns.len().div_ceil(LANES);
-    let words = depth.len().div_ceil(T::PER_WORD);
+    let (from, words) = (depth.len().div_ceil(T::PER_WORD), words::<T>(depth.len()));
     // SAFETY: the caller's word.
     unsafe {
         matrix.pack(columns, depth, panel);
-        for line in words * vectors..words.next_multiple_of(LANES) * vectors {
-            _mm512_store_si512(panel.add(line), _mm512_setzero_si512());
+        for word in from..words {
+            for v in 0..vectors {
+                *panel.add(place::<S>(word, v, vectors, words)) = Line::ZERO;
+            }
         }
     }
 }
 
 /// What becomes of the sums.
-pub(super) trait Sink: Sync {
+pub(super) trait Sink<S: Simd>: Sync {
     /// Takes the sums of some columns of some rows; those of a row begin `step` after those of the row before. They are not
     /// needed any more, unless the sink is to leave them where they are.
     ///
     /// # Safety
-    /// The processor must have what [`Number`] takes; rows and columns must be those of the product, and `sums` have them.
+    /// The processor must have the instructions; rows and columns must be those of the product, and `sums` have them, in whole
+    /// vectors.
     unsafe fn store(&self, rows: Range<usize>, columns: Range<usize>, sums: &mut [f32], step: usize);
 }
 
 /// Leaves the sums where they are.
 pub(super) struct Kept;
 
-impl Sink for Kept {
+impl<S: Simd> Sink<S> for Kept {
+    #[inline(always)]
     unsafe fn store(&self, _: Range<usize>, _: Range<usize>, _: &mut [f32], _: usize) {}
 }
 
 /// Multiplies; needs [`Engine::is_available`].
-pub(super) fn multiply<T: Number, E: Engine<T>>(
-    rows: impl Operand<T>,
-    columns: &impl Columns<T>,
-    sink: &impl Sink,
+pub(super) fn multiply<T: Number<E::Simd>, E: Engine<T>>(
+    rows: impl Operand<T, E>,
+    columns: &impl Columns<T, E::Simd>,
+    sink: &impl Sink<E::Simd>,
     weights: Weights,
 ) {
     assert!(E::is_available(), "a product for instructions that this processor does not have");
@@ -224,13 +241,13 @@ impl Line {
     pub(super) const ZERO: Self = Self([0; LANES]);
 
     /// The numbers of some lines.
-    pub(super) fn numbers<T: Number>(lines: &[Self]) -> &[T] {
+    pub(super) fn numbers<T: Element>(lines: &[Self]) -> &[T] {
         // SAFETY: a line is as many bits of any value, which every number may have.
         unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), lines.len() * LANES * T::PER_WORD) }
     }
 
     /// The same, to be written.
-    pub(super) fn numbers_mut<T: Number>(lines: &mut [Self]) -> &mut [T] {
+    pub(super) fn numbers_mut<T: Element>(lines: &mut [Self]) -> &mut [T] {
         // SAFETY: as above.
         unsafe {
             std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), lines.len() * LANES * T::PER_WORD)
@@ -257,16 +274,21 @@ impl Sums {
 ///
 /// # Safety
 /// The processor must have what numbers and engine take; the ranges must lie in the product.
-pub(super) unsafe fn block<T: Number, E: Engine<T>>(
-    rows: impl Operand<T>,
-    columns: &impl Columns<T>,
-    sink: &impl Sink,
+pub(super) unsafe fn block<T: Number<E::Simd>, E: Engine<T>>(
+    rows: impl Operand<T, E>,
+    columns: &impl Columns<T, E::Simd>,
+    sink: &impl Sink<E::Simd>,
     of_rows: Range<usize>,
     of_columns: Range<usize>,
     buffers: &mut Buffers,
 ) {
     // SAFETY: the caller's word.
-    unsafe { sum::<T, E>(rows, columns, sink, of_rows, of_columns, false, buffers) }
+    unsafe {
+        E::Simd::run(
+            #[inline(always)]
+            || sum::<T, E>(rows, columns, sink, of_rows, of_columns, false, buffers),
+        )
+    }
 }
 
 /// One block of the product, left in the sums of `buffers`, with `onto` added to those of the block before, which must have
@@ -274,25 +296,30 @@ pub(super) unsafe fn block<T: Number, E: Engine<T>>(
 ///
 /// # Safety
 /// As [`block`].
-pub(super) unsafe fn block_onto<T: Number, E: Engine<T>>(
-    rows: impl Operand<T>,
-    columns: &impl Columns<T>,
+pub(super) unsafe fn block_onto<T: Number<E::Simd>, E: Engine<T>>(
+    rows: impl Operand<T, E>,
+    columns: &impl Columns<T, E::Simd>,
     of_rows: Range<usize>,
     of_columns: Range<usize>,
     onto: bool,
     buffers: &mut Buffers,
 ) {
     // SAFETY: the caller's word.
-    unsafe { sum::<T, E>(rows, columns, &Kept, of_rows, of_columns, onto, buffers) }
+    unsafe {
+        E::Simd::run(
+            #[inline(always)]
+            || sum::<T, E>(rows, columns, &Kept, of_rows, of_columns, onto, buffers),
+        )
+    }
 }
 
 /// # Safety
 /// As [`block`].
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-unsafe fn sum<T: Number, E: Engine<T>>(
-    rows: impl Operand<T>,
-    columns: &impl Columns<T>,
-    sink: &impl Sink,
+#[inline(always)]
+unsafe fn sum<T: Number<E::Simd>, E: Engine<T>>(
+    rows: impl Operand<T, E>,
+    columns: &impl Columns<T, E::Simd>,
+    sink: &impl Sink<E::Simd>,
     of_rows: Range<usize>,
     of_columns: Range<usize>,
     onto: bool,
@@ -305,14 +332,14 @@ unsafe fn sum<T: Number, E: Engine<T>>(
         sums.fill(0.0);
     }
     panel.resize(WORDS * VECTORS, Line::ZERO);
-    let panel = panel.as_mut_ptr().cast::<__m512i>();
+    let panel = panel.as_mut_ptr();
     let mut engine = E::begin();
     let depth_from = |start: usize| start..(start + WORDS * T::PER_WORD).min(rows.depth());
     let group_from = |first: usize| first..(first + WIDTH).min(of_columns.end);
     for start in (0..rows.depth()).step_by(WORDS * T::PER_WORD) {
         let depth = depth_from(start);
         // SAFETY: the rows lie in the operand.
-        let part = unsafe { rows.part::<E>(of_rows.clone(), depth.clone(), copied) };
+        let part = unsafe { rows.part(of_rows.clone(), depth.clone(), copied) };
         for first in of_columns.clone().step_by(WIDTH) {
             let group = group_from(first);
             let vectors = group.len().div_ceil(LANES);
@@ -353,7 +380,7 @@ unsafe fn sum<T: Number, E: Engine<T>>(
 }
 
 // SAFETY: where a part is copied, it is to whole lines, with zeros at the end; otherwise it lies as the engine takes it.
-unsafe impl<T: Number> Operand<T> for Rows<'_, T> {
+unsafe impl<T: Number<E::Simd>, E: Engine<T>> Operand<T, E> for Rows<'_, T> {
     fn count(&self) -> usize {
         self.count
     }
@@ -362,13 +389,8 @@ unsafe impl<T: Number> Operand<T> for Rows<'_, T> {
         self.depth
     }
 
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-    unsafe fn part<E: Engine<T>>(
-        &self,
-        rows: Range<usize>,
-        depth: Range<usize>,
-        copied: &mut Vec<Line>,
-    ) -> Part<T> {
+    #[inline(always)]
+    unsafe fn part(&self, rows: Range<usize>, depth: Range<usize>, copied: &mut Vec<Line>) -> Part<T> {
         let of_line = LANES * T::PER_WORD;
         let onward = depth.len();
         // SAFETY: the first of these rows has elements from there on.
@@ -388,7 +410,7 @@ unsafe impl<T: Number> Operand<T> for Rows<'_, T> {
                 unsafe {
                     let words =
                         T::words(from.add(row * self.step + line * of_line), depth.len() - line * of_line);
-                    _mm512_store_si512(std::ptr::from_mut(to).cast(), words);
+                    E::Simd::store(words, std::ptr::from_mut(to).cast());
                 }
             }
         }
@@ -409,7 +431,7 @@ pub(super) struct Tile<T> {
     pub(super) depth: usize,
     /// What the next panel is made of.
     pub(super) next: Source,
-    pub(super) panel: *const __m512i,
+    pub(super) panel: *const Line,
     pub(super) sums: *mut f32,
     /// From one row of the sums to the next.
     pub(super) step: usize,

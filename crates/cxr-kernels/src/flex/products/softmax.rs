@@ -6,8 +6,8 @@ use std::arch::x86_64::*;
 use burn::tensor::bf16;
 
 use super::super::fast_math::first_lanes;
-use super::number::LANES;
 use super::product::Line;
+use super::simd::LANES;
 
 /// Weights of a row that are written at once: a line of the cache.
 pub(super) const UNIT: usize = 2 * LANES;
@@ -203,12 +203,12 @@ fn exp2(x: __m512) -> __m512 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::number::Number;
+    use super::super::number::has_bf16;
     use super::*;
 
     #[test]
     fn exponentials_are_rounded_once_and_their_sums_not_at_all() {
-        if !<bf16 as Number>::is_available() {
+        if !has_bf16() {
             return eprintln!("skipped: AVX-512 for bf16, which this processor does not have");
         }
         let (keys, width, scale) = (77, 96, 0.3_f32);

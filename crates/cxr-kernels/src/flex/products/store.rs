@@ -1,24 +1,29 @@
 //! What becomes of sums: a bias is added, and they are written as they are or rounded.
 
+#[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
+#[cfg(target_arch = "x86_64")]
 use burn::tensor::bf16;
 
+#[cfg(target_arch = "x86_64")]
 use super::super::fast_math::first_lanes;
-use super::number::LANES;
+#[cfg(target_arch = "x86_64")]
+use super::simd::Avx512;
+use super::simd::{LANES, Simd};
 
 /// Writes `sums + bias` to `out`.
 ///
 /// # Safety
-/// The processor must have these features; `out` must be valid for writing as many elements.
-#[target_feature(enable = "avx512f,avx512vl,avx512bw")]
-pub(super) unsafe fn write(sums: &[f32], bias: Bias<'_>, out: *mut f32) {
+/// The processor must have the instructions; `out` must be valid for writing as many elements.
+#[inline(always)]
+pub(super) unsafe fn write<S: Simd>(sums: &[f32], bias: Bias<'_>, out: *mut f32) {
     for start in (0..sums.len()).step_by(LANES) {
-        let mask = first_lanes(sums.len() - start);
-        // SAFETY: the mask leaves out what is past the end of the slices and of `out`.
+        let count = sums.len() - start;
+        // SAFETY: nothing past the end of the slices and of `out` is read or written.
         unsafe {
-            let sum = _mm512_maskz_loadu_ps(mask, sums.as_ptr().add(start));
-            _mm512_mask_storeu_ps(out.add(start), mask, _mm512_add_ps(sum, bias.load(mask, start)));
+            let sum = S::load_first(sums.as_ptr().add(start), count);
+            S::store_first(S::add(sum, bias.load::<S>(start, count)), out.add(start), count);
         }
     }
 }
@@ -27,14 +32,16 @@ pub(super) unsafe fn write(sums: &[f32], bias: Bias<'_>, out: *mut f32) {
 ///
 /// # Safety
 /// The processor must have these features; `out` must be valid for writing as many elements.
+#[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512bf16")]
 pub(super) unsafe fn round(sums: &[f32], bias: Bias<'_>, out: *mut bf16) {
     for start in (0..sums.len()).step_by(LANES) {
-        let mask = first_lanes(sums.len() - start);
+        let count = sums.len() - start;
+        let mask = first_lanes(count);
         // SAFETY: the mask leaves out what is past the end of the slices and of `out`.
         unsafe {
             let sum = _mm512_maskz_loadu_ps(mask, sums.as_ptr().add(start));
-            let rounded = _mm512_cvtneps_pbh(_mm512_add_ps(sum, bias.load(mask, start)));
+            let rounded = _mm512_cvtneps_pbh(_mm512_add_ps(sum, bias.load::<Avx512>(start, count)));
             let rounded = std::mem::transmute::<__m256bh, __m256i>(rounded);
             _mm256_mask_storeu_epi16(out.add(start).cast(), mask, rounded);
         }
@@ -51,21 +58,24 @@ pub(super) enum Bias<'a> {
 }
 
 impl Bias<'_> {
-    /// For the sums of the mask, from `start` on.
+    /// For the first `count` of sixteen sums, from `start` on.
     ///
     /// # Panics
     /// If there are fewer.
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    fn load(self, mask: __mmask16, start: usize) -> __m512 {
+    ///
+    /// # Safety
+    /// The processor must have the instructions.
+    #[inline(always)]
+    unsafe fn load<S: Simd>(self, start: usize, count: usize) -> S::Words {
         match self {
             Self::Each(bias) => {
                 let bias = &bias[start..];
-                assert!(first_lanes(bias.len()) & mask == mask, "a bias for every sum");
-                // SAFETY: the mask has no more lanes than there are.
-                unsafe { _mm512_maskz_loadu_ps(mask, bias.as_ptr()) }
+                assert!(bias.len() >= count.min(LANES), "a bias for every sum");
+                // SAFETY: so many are there.
+                unsafe { S::load_first(bias.as_ptr(), count) }
             }
-            Self::All(bias) => _mm512_set1_ps(bias),
+            // SAFETY: the caller's word.
+            Self::All(bias) => unsafe { S::splat(bias) },
         }
     }
 }

@@ -11,33 +11,41 @@ use super::attention::attention_by;
 use super::attention_backward::attention_backward_by;
 use super::conv::{conv2d_by, conv2d_x_backward_by};
 use super::linear::{Order, product};
+use super::simd::{self, Simd};
+#[cfg(target_arch = "x86_64")]
+use super::{number, tiles};
 use crate::WeightCache;
 
 const DTYPES: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
 
 /// The paths of ours that this processor has for `dtype`: all of them, not just the one that is taken.
 fn paths(dtype: DType) -> Vec<Path> {
-    let own = Path::of(dtype);
-    match (own, dtype) {
-        // burn's own product is not tried here
-        (Path::General, _) => Vec::new(),
-        (Path::Panels, _) | (_, DType::F32) => vec![own],
-        _ => by_panels(dtype).into_iter().chain([Path::Panels]).collect(),
-    }
+    let panels = (dtype != DType::F32).then_some(Path::Panels);
+    by_engine(dtype).into_iter().chain(panels).collect()
 }
 
 /// Those that convolutions and attention have too.
-fn by_panels(dtype: DType) -> Vec<Path> {
-    match (Path::of(dtype), dtype) {
-        #[cfg(target_arch = "x86_64")]
-        (Path::Tiles, _) => vec![Path::Tiles, Path::Bf16],
-        (Path::General | Path::Panels, DType::F32 | DType::BF16) => {
-            eprintln!("skipped: AVX-512 for {dtype:?}, which this processor does not have");
-            Vec::new()
+fn by_engine(dtype: DType) -> Vec<Path> {
+    #[cfg(target_arch = "x86_64")]
+    let all = [
+        (DType::F32, Path::Avx512, simd::Avx512::is_available()),
+        (DType::F32, Path::Avx2, simd::Avx2::is_available()),
+        (DType::F32, Path::Portable, true),
+        (DType::BF16, Path::Bf16, number::has_bf16()),
+        (DType::BF16, Path::Tiles, tiles::is_available()),
+    ];
+    #[cfg(target_arch = "aarch64")]
+    let all = [(DType::F32, Path::Neon, simd::Neon::is_available()), (DType::F32, Path::Portable, true)];
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    let all = [(DType::F32, Path::Portable, true)];
+    let of_dtype = all.into_iter().filter(|(of, ..)| *of == dtype);
+    let found = of_dtype.filter(|(_, path, is_here)| {
+        if !is_here {
+            eprintln!("skipped: {path:?}, which this processor does not have");
         }
-        (Path::General | Path::Panels, _) => Vec::new(),
-        (own, _) => vec![own],
-    }
+        *is_here
+    });
+    found.map(|(_, path, _)| path).collect()
 }
 
 /// Numbers of `[-2, 2)` as `dtype` has them, different for each seed.
@@ -90,8 +98,8 @@ fn check_product(sizes: [usize; 3], order: Order, with_bias: bool, dtype: DType,
         let packs = match path {
             Path::Panels => false,
             #[cfg(target_arch = "x86_64")]
-            Path::Single | Path::Bf16 if rows <= 64 => false,
-            _ => order == Order::Transposed,
+            Path::Tiles => order == Order::Transposed,
+            _ => order == Order::Transposed && rows > 64,
         };
         assert_eq!(cache.is_filled(), packs);
         assert_eq!((y.shape(), y.dtype()), (Shape::new([rows, columns]), dtype));
@@ -122,7 +130,7 @@ fn check_conv(
     let x = numbers(&[n, c, h, w], seed, dtype);
     let weight = numbers(&[out, c, kernel, kernel], seed + 1, dtype);
     let bias = numbers(&[out], seed + 2, dtype);
-    let found: Vec<_> = by_panels(dtype)
+    let found: Vec<_> = by_engine(dtype)
         .into_iter()
         .map(|path| (path, conv2d_by(path, &x, &weight, Some(&bias), stride, padding).expect("it is there")))
         .collect();
@@ -163,7 +171,7 @@ fn check_conv_x_backward(
     let [height, width] = [h, w].map(|size| (size + 2 * padding - kernel) / stride + 1);
     let grad = numbers(&[n, out, height, width], seed, dtype);
     let weight = numbers(&[out, c, kernel, kernel], seed + 1, dtype);
-    let found: Vec<_> = by_panels(dtype)
+    let found: Vec<_> = by_engine(dtype)
         .into_iter()
         .map(|path| {
             let y = conv2d_x_backward_by(path, &Shape::new(x), &weight, &grad, stride, padding);
@@ -312,7 +320,7 @@ fn an_image_has_the_same_bits_alone_and_in_a_batch() {
         let weight = numbers(&[90, 70, 3, 3], 2, dtype);
         let one = widened(x.clone())[..70 * side * side].to_vec();
         let one = narrow(FlexTensor::from_data(TensorData::new(one, [1, 70, side, side])), dtype);
-        for path in by_panels(dtype) {
+        for path in by_engine(dtype) {
             let of = |x| conv2d_by(path, x, &weight, None, 1, 1).map(widened).expect("it is there");
             let (one, all) = (of(&one), of(&x));
             assert_eq!(one, all[..one.len()], "{path:?} side {side} {dtype:?}");
@@ -344,7 +352,7 @@ fn check_attention([b, heads, n, m, d]: [usize; 5], causal: bool, dtype: DType, 
     let split = |rows: usize, seed| numbers(&[b, rows, heads, d], seed, dtype).transpose(1, 2);
     let (q, k, v) = (split(n, seed), split(m, seed + 1), split(m, seed + 2));
     let own = |path| attention_by(path, &q, &k, &v, causal).expect("it is there");
-    let own: Vec<_> = by_panels(dtype).into_iter().map(own).collect();
+    let own: Vec<_> = by_engine(dtype).into_iter().map(own).collect();
     // that of all processors, which has no bf16
     let portable = (dtype == DType::F32).then(|| forward(q.clone(), k.clone(), v.clone(), causal));
     let unit = if dtype == DType::BF16 { 2_f64.powi(-8) } else { 2_f64.powi(-24) };
@@ -381,7 +389,7 @@ fn check_attention_backward([b, heads, n, m, d]: [usize; 5], causal: bool, seed:
     let split = |rows: usize, seed| numbers(&[b, rows, heads, d], seed, DType::BF16).transpose(1, 2);
     let (q, k, v, grad) = (split(n, seed), split(m, seed + 1), split(m, seed + 2), split(n, seed + 3));
     let of = |path| attention_backward_by(path, &q, &k, &v, &grad, causal).expect("it is there");
-    let found: Vec<_> = by_panels(DType::BF16).into_iter().map(|path| (path, of(path))).collect();
+    let found: Vec<_> = by_engine(DType::BF16).into_iter().map(|path| (path, of(path))).collect();
     for (path, results) in &found {
         for (result, like) in results.iter().zip([&q, &k, &v]) {
             assert_eq!((result.shape(), result.dtype()), (like.shape(), DType::BF16), "{path:?}");
@@ -488,7 +496,7 @@ fn attention_of_several_chunks_and_panels_is_that_of_f64() {
 fn a_query_has_the_same_bits_alone_and_with_any_number_of_threads() {
     for dtype in [DType::F32, DType::BF16] {
         let [q, k, v] = [1, 2, 3].map(|seed| numbers(&[2, 3, 700, 24], seed, dtype));
-        for path in by_panels(dtype) {
+        for path in by_engine(dtype) {
             let of = |q: FlexTensor, heads: usize, threads: usize| {
                 let [k, v] = [&k, &v].map(|x| x.narrow(1, 0, heads));
                 in_threads(threads, || {

@@ -10,8 +10,9 @@ use std::arch::asm;
 
 use burn::tensor::bf16;
 
-use super::number::{LANES, Number};
+use super::number::has_bf16;
 use super::product::{Engine, Tile};
+use super::simd::{Avx512, LANES};
 
 /// Rows of a tile.
 const HEIGHT: usize = 16;
@@ -189,13 +190,14 @@ impl Sweep {
 }
 
 impl Engine<bf16> for Tiles {
+    type Simd = Avx512;
     const ROWS: usize = 2 * HEIGHT;
     const ROWS_IN_LINES: bool = true;
     const SUMS: usize = 128 * 1024;
     const PACKS_ONCE: bool = true;
 
     fn is_available() -> bool {
-        <bf16 as Number>::is_available() && permitted()
+        is_available()
     }
 
     fn begin() -> Self {
@@ -236,6 +238,11 @@ impl Engine<bf16> for Tiles {
             }
         }
     }
+}
+
+/// Whether this processor multiplies by tiles.
+pub(super) fn is_available() -> bool {
+    has_bf16() && permitted()
 }
 
 /// Whether the processor has AMX for bf16 and the system lets this process use it, which is asked for once.

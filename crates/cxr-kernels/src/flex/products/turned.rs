@@ -1,21 +1,28 @@
 //! What the gradient of a convolution by its input is computed from, as a convolution of the output's gradient: kernels turned
 //! by half a circle, and pixels that are put apart where the stride had left some out.
 
+#[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 use std::ops::Range;
 
+#[cfg(target_arch = "x86_64")]
 use burn::tensor::bf16;
 use rayon::prelude::*;
 
-use super::super::fast_math::first_lanes;
 use super::ahead::fetch;
-use super::number::{LANES, Number};
+#[cfg(target_arch = "x86_64")]
+use super::number::Element;
+use super::number::Number;
 use super::product::{Engine, Line, Operand, Part, Way, copied_step};
-use super::weights::transpose;
+#[cfg(target_arch = "x86_64")]
+use super::simd::Avx512;
+use super::simd::{LANES, Simd};
 
 /// Weights of a kernel of 3x3.
+#[cfg(target_arch = "x86_64")]
 const TAPS: usize = 9;
 /// How many output channels ahead weights are called for: they lie too far apart for the processor to foresee them.
+#[cfg(target_arch = "x86_64")]
 const AHEAD: usize = 2;
 
 /// `[c, out * taps]` from weights `[out, c, taps]`, with the taps in the opposite order.
@@ -32,7 +39,7 @@ pub(super) struct Turned<'a, T> {
 
 // SAFETY: what is copied is made of whole lines, with zeros at the end; otherwise the way leads through the elements of this
 // part.
-unsafe impl Operand<f32> for Turned<'_, f32> {
+unsafe impl<E: Engine<f32>> Operand<f32, E> for Turned<'_, f32> {
     fn count(&self) -> usize {
         self.c
     }
@@ -43,18 +50,13 @@ unsafe impl Operand<f32> for Turned<'_, f32> {
 
     /// Where they lie: from the last tap of a kernel to its first, and on to the last of the next output channel's. Kernels
     /// of one tap are copied: of each line of the cache a few rows would use a part.
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-    unsafe fn part<E: Engine<f32>>(
-        &self,
-        rows: Range<usize>,
-        depth: Range<usize>,
-        copied: &mut Vec<Line>,
-    ) -> Part<f32> {
+    #[inline(always)]
+    unsafe fn part(&self, rows: Range<usize>, depth: Range<usize>, copied: &mut Vec<Line>) -> Part<f32> {
         const { assert!(!E::ROWS_IN_LINES) };
         let Self { weight, c, taps, .. } = *self;
         if taps == 1 {
             // SAFETY: the caller's word.
-            return unsafe { exchanged(weight, c, rows, depth, copied) };
+            return unsafe { exchanged::<_, E::Simd>(weight, c, rows, depth, copied) };
         }
         let (o, tap) = (depth.start / taps, depth.start % taps);
         let kernels = c * taps;
@@ -65,7 +67,8 @@ unsafe impl Operand<f32> for Turned<'_, f32> {
 }
 
 // SAFETY: a part is made of whole lines, with zeros at the end.
-unsafe impl Operand<bf16> for Turned<'_, bf16> {
+#[cfg(target_arch = "x86_64")]
+unsafe impl<E: Engine<bf16, Simd = Avx512>> Operand<bf16, E> for Turned<'_, bf16> {
     fn count(&self) -> usize {
         self.c
     }
@@ -74,17 +77,12 @@ unsafe impl Operand<bf16> for Turned<'_, bf16> {
         self.out * self.taps
     }
 
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-    unsafe fn part<E: Engine<bf16>>(
-        &self,
-        rows: Range<usize>,
-        depth: Range<usize>,
-        copied: &mut Vec<Line>,
-    ) -> Part<bf16> {
+    #[inline(always)]
+    unsafe fn part(&self, rows: Range<usize>, depth: Range<usize>, copied: &mut Vec<Line>) -> Part<bf16> {
         let Self { weight, c, taps, .. } = *self;
         if taps == 1 {
             // SAFETY: the caller's word.
-            return unsafe { exchanged(weight, c, rows, depth, copied) };
+            return unsafe { exchanged::<_, E::Simd>(weight, c, rows, depth, copied) };
         }
         let of_line = LANES * bf16::PER_WORD;
         let lines = depth.len().div_ceil(of_line);
@@ -120,6 +118,7 @@ unsafe impl Operand<bf16> for Turned<'_, bf16> {
 ///
 /// # Safety
 /// The processor must have these features, and both places be valid for nine.
+#[cfg(target_arch = "x86_64")]
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 unsafe fn turn(from: *const bf16, to: *mut bf16) {
@@ -136,8 +135,8 @@ unsafe fn turn(from: *const bf16, to: *mut bf16) {
 ///
 /// # Safety
 /// The processor must have these features; the ranges must lie in the matrix.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-unsafe fn exchanged<T: Number>(
+#[inline(always)]
+unsafe fn exchanged<T: Number<S>, S: Simd>(
     matrix: &[T],
     c: usize,
     rows: Range<usize>,
@@ -147,23 +146,27 @@ unsafe fn exchanged<T: Number>(
     let of_line = LANES * T::PER_WORD;
     let step = copied_step(depth.len().div_ceil(of_line));
     copied.resize(rows.len().next_multiple_of(LANES) * step, Line::ZERO);
-    let to = copied.as_mut_ptr().cast::<__m512i>();
+    let to = copied.as_mut_ptr();
     for (line, first) in depth.clone().step_by(of_line).enumerate() {
         for (block, row) in rows.clone().step_by(LANES).enumerate() {
-            let mask = first_lanes(rows.end - row);
-            let mut words = [_mm512_setzero_si512(); LANES];
+            let count = rows.end - row;
+            // SAFETY: the caller's word.
+            let mut words = unsafe { [S::splat(0.0); LANES] };
             for (word, d) in words.iter_mut().zip((first..depth.end).step_by(T::PER_WORD)) {
                 let from = |d: usize| matrix.as_ptr().wrapping_add(d * c + row);
                 fetch(from(d + of_line));
-                // SAFETY: the mask leaves out what is past the last row.
+                // SAFETY: past the last row nothing is read.
                 unsafe {
-                    let next = (T::PER_WORD == 2 && d + 1 < depth.end).then(|| T::sixteen(from(d + 1), mask));
-                    *word = T::zipped(T::sixteen(from(d), mask), next);
+                    let next =
+                        (T::PER_WORD == 2 && d + 1 < depth.end).then(|| T::sixteen(from(d + 1), count));
+                    *word = T::zipped(T::sixteen(from(d), count), next);
                 }
             }
-            for (i, words) in transpose(words).into_iter().enumerate() {
+            // SAFETY: the caller's word.
+            let words = unsafe { S::transpose(words) };
+            for (i, words) in words.into_iter().enumerate() {
                 // SAFETY: there is room for whole blocks of rows.
-                unsafe { _mm512_store_si512(to.add((block * LANES + i) * step + line), words) };
+                unsafe { S::store(words, to.add((block * LANES + i) * step + line).cast()) };
             }
         }
     }
@@ -171,8 +174,8 @@ unsafe fn exchanged<T: Number>(
 }
 
 /// Has what lies `ahead` elements behind `elements` brought into the cache, as much as they are.
-#[inline]
-#[target_feature(enable = "avx512f")]
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
 fn fetch_ahead<T>(elements: &[T], ahead: usize) {
     let from = elements.as_ptr().wrapping_add(ahead).cast::<u8>();
     for line in (0..size_of_val(elements)).step_by(size_of::<Line>()) {

@@ -1,14 +1,14 @@
 //! Panels of the pixels that a convolution sees: a line for every weight of a filter, a column for every output pixel
 //! of every image.
 
-use std::arch::x86_64::*;
 use std::ops::Range;
 
 use rayon::prelude::*;
 
 use super::super::conv::Geometry;
-use super::number::{LANES, Number};
-use super::product::Columns;
+use super::number::{Element, Number};
+use super::product::{Columns, Line, place, words};
+use super::simd::{LANES, Simd};
 
 /// Images with their padding, and where in them each line and each column begins: an element of the matrix is at the sum
 /// of the two.
@@ -18,7 +18,7 @@ pub(super) struct Unfolded<'a, T: Clone> {
     columns: Vec<usize>,
 }
 
-impl<'a, T: Number + Default> Unfolded<'a, T> {
+impl<'a, T: Element> Unfolded<'a, T> {
     /// Of the images `x` `[n, c, h, w]`.
     pub(super) fn new(geometry: &Geometry, x: &'a [T]) -> Self {
         let ([c, h, w], [_, height, width], [kh, kw]) = (geometry.input, geometry.output, geometry.kernel);
@@ -76,21 +76,20 @@ impl Run {
     /// The pixels of one line, which begins at `from`.
     ///
     /// # Safety
-    /// The processor must have what it takes; the line must have all of the run's columns.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-    unsafe fn load<T: Number + Default>(&self, from: *const T) -> T::Sixteen {
+    /// The processor must have the instructions; the line must have all of the run's columns.
+    #[inline(always)]
+    unsafe fn load<T: Number<S>, S: Simd>(&self, from: *const T) -> T::Sixteen {
         // SAFETY: the columns are there, says the caller.
         unsafe {
             match self {
-                Self::Whole(place) => T::sixteen(from.add(*place), !0),
+                Self::Whole(place) => T::sixteen(from.add(*place), LANES),
                 Self::Halves([low, high]) => T::eights(from.add(*low), from.add(*high)),
                 Self::Scattered(places) => {
                     let mut pixels = [T::default(); LANES];
                     for (pixel, place) in pixels.iter_mut().zip(places) {
                         *pixel = *from.add(*place);
                     }
-                    T::sixteen(pixels.as_ptr(), !0)
+                    T::sixteen(pixels.as_ptr(), LANES)
                 }
             }
         }
@@ -98,14 +97,15 @@ impl Run {
 }
 
 // SAFETY: `pack` writes every line of every vector of the panel.
-unsafe impl<T: Number + Default> Columns<T> for Unfolded<'_, T> {
+unsafe impl<T: Number<S>, S: Simd> Columns<T, S> for Unfolded<'_, T> {
     fn count(&self) -> usize {
         self.columns.len()
     }
 
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-    unsafe fn pack(&self, columns: Range<usize>, depth: Range<usize>, panel: *mut __m512i) {
+    #[inline(always)]
+    unsafe fn pack(&self, columns: Range<usize>, depth: Range<usize>, panel: *mut Line) {
         let vectors = columns.len().div_ceil(LANES);
+        let words_of_panel = words::<T>(depth.len());
         let data = self.data.as_ptr();
         for (v, places) in self.columns[columns].chunks(LANES).enumerate() {
             let run = Run::new(places);
@@ -114,7 +114,7 @@ unsafe impl<T: Number + Default> Columns<T> for Unfolded<'_, T> {
                 unsafe {
                     let next = lines.get(1).map(|line| run.load(data.add(*line)));
                     let words = T::zipped(run.load(data.add(lines[0])), next);
-                    _mm512_store_si512(panel.add(word * vectors + v), words);
+                    S::store(words, panel.add(place::<S>(word, v, vectors, words_of_panel)).cast());
                 }
             }
         }

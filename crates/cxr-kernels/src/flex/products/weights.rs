@@ -1,15 +1,14 @@
 //! Panels of a weight: of `[columns, depth]`, as a layer has it, and of `[depth, columns]`, for its gradient.
 
-use std::arch::x86_64::*;
 use std::ops::Range;
 
 use rayon::prelude::*;
 
 use super::super::elementwise::filled;
-use super::super::fast_math::first_lanes;
 use super::ahead::Source;
-use super::number::{LANES, Number};
-use super::product::{Columns, Line, WIDTH, WORDS, pack_whole};
+use super::number::{Element, Number};
+use super::product::{Columns, Line, WIDTH, WORDS, pack_whole, place, words};
+use super::simd::{LANES, Simd};
 
 /// A matrix `[columns, depth]`: a column's elements lie side by side.
 #[derive(Clone, Copy)]
@@ -28,9 +27,9 @@ pub(super) struct Panels {
 }
 
 impl Panels {
-    /// Needs [`Number::is_available`].
-    pub(super) fn new<T: Number>(matrix: &impl Columns<T>, depth: usize) -> Self {
-        assert!(T::is_available(), "panels for AVX-512 on a processor without it");
+    /// Needs [`Simd::is_available`].
+    pub(super) fn new<T: Number<S>, S: Simd>(matrix: &impl Columns<T, S>, depth: usize) -> Self {
+        assert!(S::is_available(), "panels for instructions that this processor does not have");
         let columns = matrix.count();
         let words = words::<T>(depth);
         let of_group = (words * WIDTH / LANES).max(1);
@@ -43,7 +42,11 @@ impl Panels {
                     for (lines, word) in lines.chunks_mut(WORDS * vectors).zip((0..words).step_by(WORDS)) {
                         let start = word * T::PER_WORD;
                         let end = (start + WORDS * T::PER_WORD).min(depth);
-                        pack_whole(matrix, group.clone(), start..end, lines.as_mut_ptr().cast());
+                        let panel = lines.as_mut_ptr().cast();
+                        S::run(
+                            #[inline(always)]
+                            || pack_whole(matrix, group.clone(), start..end, panel),
+                        );
                     }
                 });
             })
@@ -52,26 +55,21 @@ impl Panels {
     }
 
     /// The panel of these columns and this part of the depth.
-    fn panel<T: Number>(&self, columns: &Range<usize>, depth: &Range<usize>) -> *const __m512i {
-        debug_assert!(columns.start.is_multiple_of(WIDTH) && depth.start.is_multiple_of(WORDS * T::PER_WORD));
+    fn panel<T: Element>(&self, columns: &Range<usize>, depth: &Range<usize>) -> *const Line {
+        debug_assert!(columns.start.is_multiple_of(LANES) && depth.start.is_multiple_of(WORDS * T::PER_WORD));
         let before = columns.start / LANES * self.words;
         let above = depth.start / T::PER_WORD * columns.len().div_ceil(LANES);
-        self.lines[before + above..].as_ptr().cast()
+        self.lines[before + above..].as_ptr()
     }
 
     /// What the panels of such a matrix take.
-    pub(super) fn bytes<T: Number>(columns: usize, depth: usize) -> usize {
+    pub(super) fn bytes<T: Element>(columns: usize, depth: usize) -> usize {
         columns.div_ceil(LANES) * words::<T>(depth) * size_of::<Line>()
     }
 }
 
-/// The words that panels of such a depth have.
-fn words<T: Number>(depth: usize) -> usize {
-    depth.div_ceil(T::PER_WORD).next_multiple_of(LANES)
-}
-
 // SAFETY: `pack` writes every line of every vector of the panel.
-unsafe impl<T: Number> Columns<T> for Transposed<'_, T> {
+unsafe impl<T: Number<S>, S: Simd> Columns<T, S> for Transposed<'_, T> {
     fn count(&self) -> usize {
         self.columns
     }
@@ -86,14 +84,15 @@ unsafe impl<T: Number> Columns<T> for Transposed<'_, T> {
         }
     }
 
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-    unsafe fn pack(&self, columns: Range<usize>, depth: Range<usize>, panel: *mut __m512i) {
+    #[inline(always)]
+    unsafe fn pack(&self, columns: Range<usize>, depth: Range<usize>, panel: *mut Line) {
         let vectors = columns.len().div_ceil(LANES);
-        let lines = depth.len().div_ceil(T::PER_WORD);
+        let (lines, words_of_panel) = (depth.len().div_ceil(T::PER_WORD), words::<T>(depth.len()));
         for (v, first) in columns.clone().step_by(LANES).enumerate() {
             let count = LANES.min(columns.end - first);
             for (block, start) in depth.clone().step_by(T::PER_WORD * LANES).enumerate() {
-                let mut words = [_mm512_setzero_si512(); LANES];
+                // SAFETY: the caller's word.
+                let mut words = unsafe { [S::splat(0.0); LANES] };
                 for (i, words) in words.iter_mut().take(count).enumerate() {
                     // SAFETY: so many elements are left of this column.
                     unsafe {
@@ -101,45 +100,17 @@ unsafe impl<T: Number> Columns<T> for Transposed<'_, T> {
                         *words = T::words(from, depth.end - start);
                     }
                 }
-                let words = transpose(words);
+                // SAFETY: the caller's word.
+                let words = unsafe { S::transpose(words) };
                 for (line, words) in (block * LANES..lines).zip(words) {
                     // SAFETY: the panel has this line.
-                    unsafe { _mm512_store_si512(panel.add(line * vectors + v), words) };
+                    unsafe {
+                        S::store(words, panel.add(place::<S>(line, v, vectors, words_of_panel)).cast())
+                    };
                 }
             }
         }
     }
-}
-
-/// Sixteen vectors of sixteen words: word `i` of vector `j` becomes word `j` of vector `i`.
-#[inline]
-#[target_feature(enable = "avx512f")]
-pub(super) fn transpose(x: [__m512i; LANES]) -> [__m512i; LANES] {
-    let mut pairs = x;
-    for i in 0..8 {
-        pairs[2 * i] = _mm512_unpacklo_epi32(x[2 * i], x[2 * i + 1]);
-        pairs[2 * i + 1] = _mm512_unpackhi_epi32(x[2 * i], x[2 * i + 1]);
-    }
-    let mut fours = pairs;
-    for i in 0..4 {
-        fours[4 * i] = _mm512_unpacklo_epi64(pairs[4 * i], pairs[4 * i + 2]);
-        fours[4 * i + 1] = _mm512_unpackhi_epi64(pairs[4 * i], pairs[4 * i + 2]);
-        fours[4 * i + 2] = _mm512_unpacklo_epi64(pairs[4 * i + 1], pairs[4 * i + 3]);
-        fours[4 * i + 3] = _mm512_unpackhi_epi64(pairs[4 * i + 1], pairs[4 * i + 3]);
-    }
-    // quarter `q` of `fours[4 * i + j]` now has words `4 * q + j` of vectors `4 * i` to `4 * i + 3`
-    let mut out = fours;
-    for j in 0..4 {
-        let even = _mm512_shuffle_i32x4::<0x88>(fours[j], fours[4 + j]);
-        let odd = _mm512_shuffle_i32x4::<0xdd>(fours[j], fours[4 + j]);
-        let even_too = _mm512_shuffle_i32x4::<0x88>(fours[8 + j], fours[12 + j]);
-        let odd_too = _mm512_shuffle_i32x4::<0xdd>(fours[8 + j], fours[12 + j]);
-        out[j] = _mm512_shuffle_i32x4::<0x88>(even, even_too);
-        out[8 + j] = _mm512_shuffle_i32x4::<0xdd>(even, even_too);
-        out[4 + j] = _mm512_shuffle_i32x4::<0x88>(odd, odd_too);
-        out[12 + j] = _mm512_shuffle_i32x4::<0xdd>(odd, odd_too);
-    }
-    out
 }
 
 /// A matrix `[depth, columns]`: a line's elements lie side by side.
@@ -151,7 +122,7 @@ pub(super) struct Plain<'a, T> {
 }
 
 // SAFETY: `pack` writes every line of every vector of the panel.
-unsafe impl<T: Number> Columns<T> for Plain<'_, T> {
+unsafe impl<T: Number<S>, S: Simd> Columns<T, S> for Plain<'_, T> {
     fn count(&self) -> usize {
         self.columns
     }
@@ -166,22 +137,34 @@ unsafe impl<T: Number> Columns<T> for Plain<'_, T> {
         }
     }
 
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-    unsafe fn pack(&self, columns: Range<usize>, depth: Range<usize>, panel: *mut __m512i) {
+    #[inline(always)]
+    unsafe fn pack(&self, columns: Range<usize>, depth: Range<usize>, panel: *mut Line) {
         let vectors = columns.len().div_ceil(LANES);
+        let words = words::<T>(depth.len());
         for (word, at) in depth.clone().step_by(T::PER_WORD).enumerate() {
             for (v, first) in columns.clone().step_by(LANES).enumerate() {
-                let mask = first_lanes(columns.end - first);
-                // SAFETY: the mask leaves out what is past the last column, and the panel has this line.
+                let (from, left) = (at * self.step + first, columns.end - first);
+                // SAFETY: past the last column nothing is read, and the panel has this line.
                 unsafe {
-                    let from = self.data.as_ptr().add(at * self.step + first);
-                    let line = |i: usize| T::sixteen(from.add(i * self.step), mask);
-                    let next = (T::PER_WORD == 2 && at + 1 < depth.end).then(|| line(1));
-                    _mm512_store_si512(panel.add(word * vectors + v), T::zipped(line(0), next));
+                    let from = self.data.as_ptr().add(from);
+                    let next = (T::PER_WORD == 2 && at + 1 < depth.end).then(|| from.add(self.step));
+                    // most are whole, which takes no mask
+                    let vector = if left >= LANES { zip(from, next, LANES) } else { zip(from, next, left) };
+                    S::store(vector, panel.add(place::<S>(word, v, vectors, words)).cast());
                 }
             }
         }
     }
+}
+
+/// The words of sixteen columns of a line, and of the next, if there is one; `count` of them are there.
+///
+/// # Safety
+/// The processor must have the instructions, and the elements be there.
+#[inline(always)]
+unsafe fn zip<T: Number<S>, S: Simd>(line: *const T, next: Option<*const T>, count: usize) -> S::Words {
+    // SAFETY: the caller's word.
+    unsafe { T::zipped(T::sixteen(line, count), next.map(|next| T::sixteen(next, count))) }
 }
 
 /// A matrix of which there are panels alone.
@@ -191,16 +174,16 @@ pub(super) struct Packed<'a> {
 }
 
 // SAFETY: `packed` returns panels that `pack_whole` has written, always, so that `pack` is never called.
-unsafe impl<T: Number> Columns<T> for Packed<'_> {
+unsafe impl<T: Number<S>, S: Simd> Columns<T, S> for Packed<'_> {
     fn count(&self) -> usize {
         self.columns
     }
 
-    fn packed(&self, columns: &Range<usize>, depth: &Range<usize>) -> Option<*const __m512i> {
+    fn packed(&self, columns: &Range<usize>, depth: &Range<usize>) -> Option<*const Line> {
         Some(self.panels.panel::<T>(columns, depth))
     }
 
-    unsafe fn pack(&self, _: Range<usize>, _: Range<usize>, _: *mut __m512i) {
+    unsafe fn pack(&self, _: Range<usize>, _: Range<usize>, _: *mut Line) {
         unreachable!("the panels are there")
     }
 }
