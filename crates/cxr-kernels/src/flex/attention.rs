@@ -1,5 +1,5 @@
-//! Attention head by head: the scores of a few queries at a time, in the cache, and never all of them; forward where
-//! [`products`](super::products) has no instructions for it, and backward.
+//! The gradients of attention head by head: the scores of a few queries at a time, in the cache, and never all of them. The
+//! forward pass, which works so too, is with the other [`products`](super::products).
 
 use burn::tensor::{Shape, TensorMetadata};
 use burn_flex::FlexTensor;
@@ -236,27 +236,6 @@ impl Target {
 /// The tensor `[b, heads, rows, d]` of what was written through a [`Target`].
 fn join(data: Vec<f32>, [batch, heads, rows, width]: [usize; 4]) -> FlexTensor {
     tensor(data, Shape::new([batch, rows, heads, width])).transpose(1, 2)
-}
-
-/// `q` `[b, heads, n, d]`, `k` and `v` `[b, heads, m, d]`: `[b, heads, n, d]`.
-pub(super) fn forward(q: FlexTensor, k: FlexTensor, v: FlexTensor, causal: bool) -> FlexTensor {
-    let geometry = Geometry::new(&q, &k, causal);
-    let shape: [usize; 4] = q.shape().dims();
-    let [q, k, v] = [q, k, v].map(Heads::new);
-    let mut out = vec![0.0_f32; shape.iter().product()];
-    let target = Target::new(&mut out, shape);
-    let tasks: Vec<_> = geometry.heads().flat_map(|h| geometry.chunks().map(move |c| (h, c))).collect();
-    tasks.into_par_iter().for_each_init(Vec::new, |weights, (head, chunk)| {
-        let (start, count) = chunk;
-        geometry.weights(q.rows(head), k.rows(head), chunk, weights);
-        // SAFETY: this task alone writes these queries of this head, which lie in `out`.
-        unsafe {
-            let sizes = [count, geometry.width, geometry.keys];
-            let weights = Matrix::rows(weights, geometry.keys);
-            product(sizes, weights, v.rows(head).from(0), target.at(head, start), target.step(), false);
-        }
-    });
-    join(out, shape)
 }
 
 /// Gradients with respect to `q`, `k`, `v`; each head is one task, its chunks in order.

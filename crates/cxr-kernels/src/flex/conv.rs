@@ -1,21 +1,17 @@
-//! Convolution by tiles: a few rows of the image at a time are unfolded into a matrix that stays in the cache
-//! (im2col), and multiplied there; forward, and both gradients.
+//! Gradients of a convolution by tiles: a few rows of the image at a time are unfolded into a matrix that stays in the cache
+//! (im2col), and multiplied there.
 //!
 //! For layers whose weights stay in the cache too. Above [`WEIGHT_LIMIT`] every tile would read all the weights
 //! from memory again, and [`conv_large`](super::conv_large) takes larger tiles; for the gradient of the weights burn's own
-//! convolution is the better one. The choice looks at the layer alone. With AVX-512, [`products`](super::products) has the
-//! forward pass, and the gradient of the input for strides of one.
-
-use std::sync::Arc;
+//! convolution is the better one. The choice looks at the layer alone. [`products`](super::products) has the forward pass, and
+//! the gradient of the input for strides of one.
 
 use burn::tensor::{DType, Shape, TensorMetadata};
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use super::elementwise::{contiguous, slice, tensor};
-use super::gemm::{Matrix, Shared, product};
-use super::kept::kept;
-use crate::WeightCache;
+use super::gemm::{Matrix, product};
 
 /// Largest number of weights that this kernel takes on: 2 MiB, the second-level cache of current cores.
 const WEIGHT_LIMIT: usize = 512 * 1024;
@@ -161,53 +157,6 @@ impl Geometry {
     }
 }
 
-/// `x` `[n, c, h, w]`, `weight` `[out, c, kh, kw]`, `bias` `[out]`: `[n, out, h', w']`.
-pub(super) fn forward(
-    x: FlexTensor,
-    weight: FlexTensor,
-    bias: Option<FlexTensor>,
-    stride: usize,
-    padding: usize,
-) -> FlexTensor {
-    let (x, weight) = (contiguous(x), contiguous(weight));
-    let bias = bias.map(contiguous);
-    let geometry = Geometry::new(&x.shape(), &weight.shape(), stride, padding);
-    let out = convolve(geometry, slice(&x), slice(&weight), bias.as_ref().map(slice));
-    let [channels, height, width] = geometry.output;
-    tensor(out, Shape::new([geometry.batch, channels, height, width]))
-}
-
-fn convolve(geometry: Geometry, x: &[f32], weight: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
-    let [channels, height, width] = geometry.output;
-    let plane = height * width;
-    let depth = geometry.depth();
-    let mut out = vec![0.0_f32; geometry.batch * geometry.output_len()];
-    let target = Shared::new(&mut out);
-    geometry.tasks().into_par_iter().for_each_init(Vec::new, |column, (n, row, rows)| {
-        let image = &x[n * geometry.input_len()..(n + 1) * geometry.input_len()];
-        let pixels = rows * width;
-        let rhs = if geometry.is_pointwise() {
-            Matrix::rows(&image[row * width..], plane)
-        } else {
-            geometry.unfold(image, row, rows, column);
-            Matrix::rows(column, pixels)
-        };
-        let first = n * geometry.output_len() + row * width;
-        // SAFETY: this task alone writes rows `row..row + rows` of every channel of image `n`, which lie in `out`;
-        // the operands have `[channels, depth]` and `[depth, pixels]` elements.
-        unsafe {
-            if let Some(bias) = bias {
-                for (channel, bias) in bias.iter().enumerate() {
-                    std::slice::from_raw_parts_mut(target.at(first + channel * plane), pixels).fill(*bias);
-                }
-            }
-            let sizes = [channels, pixels, depth];
-            product(sizes, Matrix::rows(weight, depth), rhs, target.at(first), plane, bias.is_some());
-        }
-    });
-    out
-}
-
 /// Gradient with respect to the input, whose shape is `x_shape`.
 pub(super) fn x_backward(
     x_shape: &Shape,
@@ -215,46 +164,13 @@ pub(super) fn x_backward(
     grad: FlexTensor,
     stride: usize,
     padding: usize,
-    cache: &WeightCache,
 ) -> FlexTensor {
     let geometry = Geometry::new(x_shape, &weight.shape(), stride, padding);
     let (weight, grad) = (contiguous(weight), contiguous(grad));
-    let [kh, kw] = geometry.kernel;
-    let out = if stride == 1 && kh == kw && padding < kh {
-        let rotated = rotated(&geometry, weight, cache);
-        let [out_c, out_h, out_w] = geometry.output;
-        let back = Geometry {
-            input: [out_c, out_h, out_w],
-            output: geometry.input,
-            padding: kh - 1 - padding,
-            ..geometry
-        };
-        convolve(back, slice(&grad), &rotated, None)
-    } else {
-        fold_back(geometry, slice(&weight), slice(&grad))
-    };
-    tensor(out, x_shape.clone())
+    tensor(fold_back(geometry, slice(&weight), slice(&grad)), x_shape.clone())
 }
 
-/// The weights with their two channel dimensions exchanged and their kernels turned by half a circle,
-/// `[c, out, kh, kw]`: convolving the output's gradient with them gives the input's.
-fn rotated(geometry: &Geometry, weight: FlexTensor, cache: &WeightCache) -> Arc<Vec<f32>> {
-    let (c, out, taps) = (geometry.input[0], geometry.output[0], geometry.kernel[0] * geometry.kernel[1]);
-    let turn = || {
-        let weight = slice(&weight);
-        let mut rotated = Vec::with_capacity(weight.len());
-        for channel in 0..c {
-            for o in 0..out {
-                let first = (o * c + channel) * taps;
-                rotated.extend(weight[first..first + taps].iter().rev());
-            }
-        }
-        rotated
-    };
-    kept(cache, &weight, c * out * taps * size_of::<f32>(), 1, turn).unwrap_or_else(|| Arc::new(turn()))
-}
-
-/// For strides above one: the unfolded gradient, added back onto the image.
+/// The unfolded gradient, added back onto the image.
 fn fold_back(geometry: Geometry, weight: &[f32], grad: &[f32]) -> Vec<f32> {
     let [channels, height, width] = geometry.output;
     let (plane, depth) = (height * width, geometry.depth());

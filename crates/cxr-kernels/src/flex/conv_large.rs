@@ -1,11 +1,10 @@
-//! Convolution whose weights do not fit the cache: many pixels at a time are unfolded, so that the weights are read
-//! once for all of them, as they lie.
+//! The gradient by the input of a convolution whose weights do not fit the cache: a product with the weights as they lie,
+//! turned, for many pixels at a time, so that weights are read once for all of them, and its columns folded back onto the
+//! image.
 //!
 //! burn's own copies all weights into another order in every call, on one core: 118 MB for Stable Diffusion's largest
-//! layer. Here nothing is copied but pixels. The gradient of the input is the same the other way round: a product with
-//! the weights as they lie, turned, and its columns folded back onto the image.
-//!
-//! With AVX-512, [`products`](super::products) has the forward pass, and the gradient for strides of one.
+//! layer. Here nothing is copied but pixels. [`products`](super::products) has the forward pass, and the gradient for strides
+//! of one.
 
 use burn::tensor::Shape;
 use burn::tensor::TensorMetadata;
@@ -22,10 +21,7 @@ const COLUMN_ELEMENTS: usize = 6 * 1024 * 1024;
 const MOST_COLUMNS: usize = 1024;
 /// Columns of it at least, or weights would be read too often.
 const FEWEST_COLUMNS: usize = 64;
-/// Output channels of one task. Fixed, so that the result does not depend on the number of threads.
-const ROWS: usize = 160;
-
-/// Input channels of one task of the gradient. Fixed, as above.
+/// Input channels of one task. Fixed, so that the result does not depend on the number of threads.
 const CHANNELS: usize = 16;
 
 /// Rows of one image.
@@ -36,54 +32,6 @@ struct Segment {
     rows: usize,
     /// Its first column in the unfolded matrix.
     column: usize,
-}
-
-/// `x` `[n, c, h, w]`, `weight` `[out, c, kh, kw]`, `bias` `[out]`: `[n, out, h', w']`.
-pub(super) fn forward(
-    x: FlexTensor,
-    weight: FlexTensor,
-    bias: Option<FlexTensor>,
-    stride: usize,
-    padding: usize,
-) -> FlexTensor {
-    let (x, weight) = (contiguous(x), contiguous(weight));
-    let bias = bias.map(contiguous);
-    let bias = bias.as_ref().map(slice);
-    let geometry = Geometry::new(&x.shape(), &weight.shape(), stride, padding);
-    let (x, weight) = (slice(&x), slice(&weight));
-    let [channels, height, width] = geometry.output;
-    let (depth, plane) = (geometry.depth(), height * width);
-    let mut out = vec![0.0_f32; geometry.batch * geometry.output_len()];
-    let target = Shared::new(&mut out);
-    let mut unfolded = Vec::new();
-    for segments in tiles(&geometry) {
-        let columns = segments.iter().map(|segment| segment.rows * width).sum::<usize>();
-        unfold(&geometry, x, &segments, columns, &mut unfolded);
-        let tasks: Vec<usize> = (0..channels).step_by(ROWS).collect();
-        tasks.into_par_iter().for_each_init(Vec::new, |result, first| {
-            let rows = ROWS.min(channels - first);
-            result.resize(rows * columns, 0.0);
-            let lhs = Matrix::rows(&weight[first * depth..], depth);
-            // SAFETY: `result` is this task's and holds `[rows, columns]`; the operands have `[rows, depth]` and
-            // `[depth, columns]` elements.
-            unsafe {
-                let sizes = [rows, columns, depth];
-                product(sizes, lhs, Matrix::rows(&unfolded, columns), result.as_mut_ptr(), columns, false);
-            }
-            for (line, channel) in result.chunks_exact(columns).zip(first..) {
-                let bias = bias.map_or(0.0, |bias| bias[channel]);
-                for segment in &segments {
-                    let pixels = segment.rows * width;
-                    let place = segment.image * geometry.output_len() + channel * plane + segment.row * width;
-                    // SAFETY: these rows of this channel of this image lie in `out`, and no other task has them.
-                    let place = unsafe { std::slice::from_raw_parts_mut(target.at(place), pixels) };
-                    let line = &line[segment.column..segment.column + pixels];
-                    place.iter_mut().zip(line).for_each(|(to, from)| *to = from + bias);
-                }
-            }
-        });
-    }
-    tensor(out, Shape::new([geometry.batch, channels, height, width]))
 }
 
 /// Gradient with respect to the input, whose shape is `x_shape`.
@@ -177,28 +125,4 @@ fn tiles(geometry: &Geometry) -> Vec<Vec<Segment>> {
         }
     }
     tiles
-}
-
-/// The segments' pixels as `unfolded` `[depth, columns]`.
-fn unfold(geometry: &Geometry, x: &[f32], segments: &[Segment], columns: usize, unfolded: &mut Vec<f32>) {
-    let ([_, h, w], [_, _, width], [kh, kw]) = (geometry.input, geometry.output, geometry.kernel);
-    unfolded.resize(geometry.depth() * columns, 0.0);
-    unfolded.par_chunks_mut(kh * kw * columns).enumerate().for_each(|(channel, lines)| {
-        for (tap, line) in lines.chunks_exact_mut(columns).enumerate() {
-            let (ky, kx) = (tap / kw, tap % kw);
-            for segment in segments {
-                let first = segment.image * geometry.input_len() + channel * h * w;
-                let plane = &x[first..first + h * w];
-                let places = line[segment.column..].chunks_exact_mut(width);
-                for (y, place) in (segment.row..segment.row + segment.rows).zip(places) {
-                    match (y * geometry.stride + ky).checked_sub(geometry.padding) {
-                        Some(source) if source < h => {
-                            geometry.unfold_line(&plane[source * w..(source + 1) * w], kx, place);
-                        }
-                        _ => place.fill(0.0),
-                    }
-                }
-            }
-        }
-    });
 }

@@ -181,12 +181,8 @@ impl DiffusionBackend for Flex {
             plain::conv2d::<Flex>(x, weight, bias, stride, padding)
         } else if winograd::applies(&x.shape(), &weight.shape(), stride, padding) {
             winograd::forward(x, weight, bias, padding, cache)
-        } else if let Some(y) = products::conv2d(&x, &weight, bias.as_ref(), stride, padding) {
-            y
-        } else if conv::applies(&weight, x.dtype()) {
-            conv::forward(x, weight, bias, stride, padding)
         } else {
-            conv_large::forward(x, weight, bias, stride, padding)
+            products::conv2d(&x, &weight, bias.as_ref(), stride, padding).expect(ANY_PROCESSOR)
         };
         narrow(y, dtype)
     }
@@ -197,7 +193,7 @@ impl DiffusionBackend for Flex {
         grad: FlexTensor,
         stride: usize,
         padding: usize,
-        cache: &WeightCache,
+        _cache: &WeightCache,
     ) -> FlexTensor {
         let dtype = grad.dtype();
         if dtype == DType::BF16
@@ -205,8 +201,6 @@ impl DiffusionBackend for Flex {
         {
             return y;
         }
-        // a widened copy is new each time: nothing may be kept that was derived from it
-        let is_copy = weight.dtype() != DType::F32;
         let (weight, grad) = (widen(weight), widen(grad));
         let y = if grad.dtype() != DType::F32 {
             plain::conv2d_x_backward::<Flex>(x_shape, weight, grad, stride, padding)
@@ -217,8 +211,7 @@ impl DiffusionBackend for Flex {
         {
             y
         } else if conv::applies(&weight, grad.dtype()) {
-            let own = WeightCache::new();
-            conv::x_backward(&x_shape, weight, grad, stride, padding, if is_copy { &own } else { cache })
+            conv::x_backward(&x_shape, weight, grad, stride, padding)
         } else {
             conv_large::x_backward(&x_shape, weight, grad, stride, padding)
         };
@@ -307,7 +300,7 @@ impl DiffusionBackend for Flex {
         }
         one(by_dtype(
             [q, k, v],
-            |[q, k, v]| [attention::forward(q, k, v, causal)],
+            |[q, k, v]| [products::attention(&q, &k, &v, causal).expect(ANY_PROCESSOR)],
             |[q, k, v]| [plain::attention::<Flex>(q, k, v, causal)],
         ))
     }
@@ -331,6 +324,8 @@ impl DiffusionBackend for Flex {
         )
     }
 }
+
+const ANY_PROCESSOR: &str = "f32 is multiplied on any processor";
 
 fn one([result]: [FlexTensor; 1]) -> FlexTensor {
     result

@@ -73,8 +73,7 @@ fn shapes_that_do_not_fit_panic_and_name_the_operation() {
     assert_panics(&["tokens_to_image", "6"], || ops::tokens_to_image(ones([1, 6, 2], DType::F32), 2, 2));
 }
 
-/// The input's gradient of a convolution whose weight is frozen: a rotated copy of it is kept where the processor has no
-/// AVX-512, by which it is read as it lies.
+/// The input's gradient of a convolution whose weight is frozen, which is read as it lies.
 fn input_gradient(weight: &Tensor<Flex, 4>, cache: &WeightCache) -> Vec<f32> {
     let c = weight.dims()[1];
     let x = Tensor::<Ad, 4>::from_inner(tensor(&numbers(2 * c * 25, 1), [2, c, 5, 5])).require_grad();
@@ -89,7 +88,7 @@ fn convolved(weight: &Tensor<Flex, 4>, cache: &WeightCache) -> Vec<f32> {
     read(ops::conv2d(x, weight.clone(), None, 1, 1, cache))
 }
 
-/// A linear layer of more than a few rows, whose panels are kept where the processor has AVX-512.
+/// A linear layer of more than a few rows, whose panels are kept.
 fn projected(weight: &Tensor<Flex, 4>, cache: &WeightCache) -> Vec<f32> {
     let [out, width, ..] = weight.dims();
     let x = tensor(&numbers(70 * width * 9, 1), [70, width * 9]);
@@ -99,11 +98,8 @@ fn projected(weight: &Tensor<Flex, 4>, cache: &WeightCache) -> Vec<f32> {
 #[test]
 fn a_changed_weight_invalidates_the_cache() {
     type Operation = fn(&Tensor<Flex, 4>, &WeightCache) -> Vec<f32>;
-    let operations: [(Operation, [usize; 2], bool); 3] = [
-        (input_gradient, [4, 3], !has_avx512()),
-        (convolved, [32, 48], true),
-        (projected, [32, 48], has_avx512()),
-    ];
+    let operations: [(Operation, [usize; 2], bool); 3] =
+        [(input_gradient, [4, 3], false), (convolved, [32, 48], true), (projected, [32, 48], true)];
     for (operation, [out, c], packs) in operations {
         let fresh = |weight: &Tensor<Flex, 4>| operation(weight, &WeightCache::new());
         let cache = WeightCache::new();
@@ -128,13 +124,6 @@ fn a_changed_weight_invalidates_the_cache() {
         let reshaped = weight.reshape([c, out, 3, 3]);
         assert_eq!(operation(&reshaped, &cache), fresh(&reshaped));
     }
-}
-
-fn has_avx512() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512vl");
-    #[cfg(not(target_arch = "x86_64"))]
-    return false;
 }
 
 #[test]

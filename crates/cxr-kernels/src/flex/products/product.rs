@@ -241,6 +241,7 @@ impl Line {
     pub(super) const ZERO: Self = Self([0; LANES]);
 
     /// The numbers of some lines.
+    #[cfg(target_arch = "x86_64")]
     pub(super) fn numbers<T: Element>(lines: &[Self]) -> &[T] {
         // SAFETY: a line is as many bits of any value, which every number may have.
         unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), lines.len() * LANES * T::PER_WORD) }

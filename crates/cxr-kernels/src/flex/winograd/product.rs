@@ -36,7 +36,10 @@ pub(super) unsafe fn product(
             Vectors::Avx512 => x86::avx512(weights, tiles, next, sums, depth, fresh),
             #[cfg(target_arch = "x86_64")]
             Vectors::Avx2 => x86::avx2(weights, tiles, next, sums, depth, fresh),
-            _ => portable(weights, tiles, sums, depth, fresh),
+            _ => {
+                let _ = next;
+                portable(weights, tiles, sums, depth, fresh)
+            }
         }
     }
 }
