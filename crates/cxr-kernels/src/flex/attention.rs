@@ -33,10 +33,12 @@ impl Geometry {
         (self.width as f32).powf(-0.5)
     }
 
-    /// The scores of queries from `start` on, whose rows begin `step` apart, become attention weights.
-    pub(super) fn softmax(&self, start: usize, weights: &mut [f32], step: usize) {
+    /// The scores of queries from `start` on, whose rows begin `step` apart, become exponentials; what those of each row have
+    /// to be multiplied by to be attention weights goes into `factors`.
+    pub(super) fn exponentials(&self, start: usize, scores: &mut [f32], step: usize, factors: &mut Vec<f32>) {
         let seen = |i: usize| self.seen(start + i);
-        dispatch(Softmax { weights, keys: self.keys, step, scale: self.scale(), seen });
+        factors.clear();
+        dispatch(Exponentials { scores, keys: self.keys, step, scale: self.scale(), seen, factors });
     }
 
     /// How many keys a query attends to: the first ones.
@@ -64,26 +66,32 @@ impl Geometry {
         unsafe {
             product([count, self.keys, self.width], lhs, rhs, weights.as_mut_ptr(), self.keys, false);
         }
-        self.softmax(start, weights, self.keys);
+        let mut factors = Vec::with_capacity(count);
+        self.exponentials(start, weights, self.keys, &mut factors);
+        for (row, factor) in weights.chunks_exact_mut(self.keys).zip(factors) {
+            row.iter_mut().for_each(|x| *x *= factor);
+        }
     }
 }
 
-/// `softmax(scale * row)` of every row, in place; keys after the first `seen` of a row get zero.
-struct Softmax<'a, S> {
-    weights: &'a mut [f32],
+/// `e^(scale * (score - the largest of its row))`, in place, and one divided by the sum of each row: what multiplies the
+/// products of a row is cheaper than what divides its weights. Keys after the first `seen` of a row get zero.
+struct Exponentials<'a, S> {
+    scores: &'a mut [f32],
     keys: usize,
     /// From one row to the next.
     step: usize,
     scale: f32,
     seen: S,
+    factors: &'a mut Vec<f32>,
 }
 
-impl<S: Fn(usize) -> usize> Kernel for Softmax<'_, S> {
+impl<S: Fn(usize) -> usize> Kernel for Exponentials<'_, S> {
     type Output = ();
 
     #[inline(always)]
     fn run<const FMA: bool>(self) {
-        for (i, row) in self.weights.chunks_exact_mut(self.step).enumerate() {
+        for (i, row) in self.scores.chunks_exact_mut(self.step).enumerate() {
             let (seen, hidden) = row[..self.keys].split_at_mut((self.seen)(i));
             let maximum = lanes(seen, f32::NEG_INFINITY, |m, x| if x > m { x } else { m });
             let maximum = maximum.into_iter().fold(f32::NEG_INFINITY, f32::max);
@@ -100,16 +108,13 @@ impl<S: Fn(usize) -> usize> Kernel for Softmax<'_, S> {
                 *x = exp::<FMA>((*x - maximum) * self.scale);
                 *sum += *x;
             }
-            let inverse = 1.0 / sums.iter().sum::<f32>();
-            for x in seen {
-                *x *= inverse;
-            }
+            self.factors.push(1.0 / sums.iter().sum::<f32>());
             hidden.fill(0.0);
         }
     }
 }
 
-/// `w * (g - sum(w * g)) * scale` of every row, into `g`: the gradient through [`Softmax`].
+/// `w * (g - sum(w * g)) * scale` of every row, into `g`: the gradient through the softmax.
 struct SoftmaxBackward<'a> {
     weights: &'a [f32],
     grad: &'a mut [f32],

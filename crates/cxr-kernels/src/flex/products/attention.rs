@@ -60,14 +60,14 @@ pub(super) mod by_panels {
 
     /// A number that attention multiplies.
     pub(in super::super) trait Weight: Element {
-        /// Where weights are written, if not in the place of scores.
+        /// What there is of weights besides those in the place of scores.
         type Weights: Default + Send;
 
         /// The whole buffer of a tensor.
         fn buffer(heads: &Heads) -> &[Self];
 
         /// What the scores of some queries, from `first` on, become before they are multiplied with the values, in their
-        /// place or in `to`: weights, and what their sums are multiplied by, if they are not normalized.
+        /// place or in `to`: weights that are not normalized, and what their sums are multiplied by.
         ///
         /// # Safety
         /// The processor must have the instructions; `scores` must be those of the queries, `step` apart.
@@ -81,7 +81,7 @@ pub(super) mod by_panels {
     }
 
     impl Weight for f32 {
-        type Weights = ();
+        type Weights = Vec<f32>;
 
         fn buffer(heads: &Heads) -> &[Self] {
             heads.tensor.storage()
@@ -92,10 +92,10 @@ pub(super) mod by_panels {
             first: usize,
             scores: &'a mut [f32],
             step: usize,
-            _: &'a mut (),
+            factors: &'a mut Vec<f32>,
         ) -> (Rows<'a, Self>, &'a [f32]) {
-            geometry.softmax(first, scores, step);
-            (Rows { count: scores.len() / step, data: scores, depth: geometry.keys, step }, &[])
+            geometry.exponentials(first, scores, step, factors);
+            (Rows { count: scores.len() / step, data: scores, depth: geometry.keys, step }, factors)
         }
     }
 
