@@ -312,6 +312,25 @@ fn a_row_has_the_same_bits_alone_in_a_batch_and_with_any_number_of_threads() {
 }
 
 #[test]
+#[cfg(target_arch = "x86_64")]
+fn avx2_gives_the_bits_of_avx512() {
+    if !simd::Avx512::is_available() {
+        return eprintln!("skipped: AVX-512, which this processor does not have");
+    }
+    for rows in [5, 64, 150] {
+        for (order, of_weight) in [(Order::Transposed, [210, 700]), (Order::Plain, [700, 210])] {
+            let (x, weight) = (numbers(&[rows, 700], 1, DType::F32), numbers(&of_weight, 2, DType::F32));
+            let of =
+                |path| widened(product(path, x.clone(), weight.clone(), None, order, &WeightCache::new()));
+            assert!(of(Path::Avx2) == of(Path::Avx512), "{rows} rows, {order:?}");
+        }
+    }
+    let (x, weight) = (numbers(&[2, 70, 9, 9], 1, DType::F32), numbers(&[90, 70, 3, 3], 2, DType::F32));
+    let of = |path| conv2d_by(path, &x, &weight, None, 1, 1).map(widened);
+    assert!(of(Path::Avx2) == of(Path::Avx512), "convolution");
+}
+
+#[test]
 fn an_image_has_the_same_bits_alone_and_in_a_batch() {
     let cases = [3, 8, 16, 20].map(|side| [(side, DType::F32), (side, DType::BF16)]).concat();
     for (side, dtype) in cases {
