@@ -60,8 +60,8 @@ pub(super) trait Engine<T> {
     /// Multiplies `rows` rows by `vectors` vectors of a panel.
     ///
     /// # Safety
-    /// The processor must have it; `tile.rows` must have so many rows of `tile.depth` elements, `tile.panel` a line of
-    /// `vectors` vectors for each word of the depth, up to a multiple of [`LANES`], and `tile.sums` be valid for reading and
+    /// The processor must have it; `tile.rows` must have so many rows of `tile.depth` elements, `tile.panel` as many
+    /// vectors for each of the depth's [`words`], as [`pack_whole`] writes them, and `tile.sums` be valid for reading and
     /// writing as many sums. With [`ROWS_IN_LINES`](Self::ROWS_IN_LINES) rows must lie so, and go on with zeros to the end of
     /// their last line.
     unsafe fn multiply(&mut self, tile: Tile<T>, rows: usize, vectors: usize);
