@@ -1,7 +1,7 @@
 //! What will be needed soon is called for while something else is multiplied: rows of a weight lie too far apart for the
 //! processor to foresee which comes next, and from memory they take longer than it can wait for in passing.
 
-use super::product::Line;
+use super::number::Line;
 
 /// Memory to be called for: `pieces` of `bytes`, `step` bytes apart.
 #[derive(Clone, Copy)]

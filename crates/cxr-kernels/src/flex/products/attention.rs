@@ -43,8 +43,7 @@ pub(super) mod by_panels {
 
     use super::super::Target;
     use super::super::linear::by_panels::Lines;
-    use super::super::number::Element;
-    use super::super::number::Number;
+    use super::super::number::{Element, Number};
     use super::super::product::{Buffers, Engine, Rows, Sink, block, block_onto};
     use super::super::simd::{LANES, Simd};
     #[cfg(target_arch = "x86_64")]

@@ -70,7 +70,8 @@ mod by_panels {
     use super::super::Target;
     use super::super::attention::by_panels::{Part, chunk_size};
     use super::super::linear::by_panels::Lines;
-    use super::super::product::{Buffers, Engine, Line, Rows, block, block_onto};
+    use super::super::number::Line;
+    use super::super::product::{Buffers, Engine, Rows, block, block_onto};
     use super::super::simd::{Avx512, LANES};
     use super::super::softmax::{UNIT, Weights, backward as softmax_backward};
     use super::super::weights::{Packed, Panels, Plain, Transposed};

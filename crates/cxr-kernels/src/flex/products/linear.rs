@@ -79,8 +79,8 @@ pub(super) mod by_panels {
     use burn::tensor::bf16;
     use burn_flex::FlexTensor;
 
-    use super::super::number::Number;
-    use super::super::product::{Engine, Line, Rows, Sink, multiply, row_blocks};
+    use super::super::number::{Line, Number};
+    use super::super::product::{Engine, Rows, Sink, multiply, row_blocks};
     #[cfg(target_arch = "x86_64")]
     use super::super::simd::Avx512;
     use super::super::simd::{LANES, Simd};

@@ -1,4 +1,4 @@
-//! What is multiplied: f32, or pairs of bf16 in a word of 32 bits.
+//! What is multiplied: f32, or pairs of bf16 in a word of 32 bits, sixteen words to a line of the cache.
 
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
@@ -10,9 +10,9 @@ use super::super::elementwise::{slice, tensor};
 #[cfg(target_arch = "x86_64")]
 use super::super::fast_math::first_lanes;
 use super::super::half::{elements, half_tensor};
-use super::simd::Simd;
 #[cfg(target_arch = "x86_64")]
-use super::simd::{Avx512, LANES};
+use super::simd::Avx512;
+use super::simd::{LANES, Simd};
 
 /// What lies in a word.
 pub(super) trait Element: Copy + Default + Send + Sync {
@@ -47,6 +47,30 @@ impl Element for bf16 {
 
     fn tensor(data: Vec<Self>, shape: Shape) -> FlexTensor {
         half_tensor(data, shape)
+    }
+}
+
+/// A vector's worth of memory, on a line of the cache.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+pub(super) struct Line(#[expect(dead_code, reason = "written and read as a vector")] [u32; LANES]);
+
+impl Line {
+    pub(super) const ZERO: Self = Self([0; LANES]);
+
+    /// The numbers of some lines.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn numbers<T: Element>(lines: &[Self]) -> &[T] {
+        // SAFETY: a line is as many bits of any value, which every number may have.
+        unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), lines.len() * LANES * T::PER_WORD) }
+    }
+
+    /// The same, to be written.
+    pub(super) fn numbers_mut<T: Element>(lines: &mut [Self]) -> &mut [T] {
+        // SAFETY: as above.
+        unsafe {
+            std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), lines.len() * LANES * T::PER_WORD)
+        }
     }
 }
 

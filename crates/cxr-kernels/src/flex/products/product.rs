@@ -9,7 +9,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::ahead::Source;
-use super::number::{Element, Number};
+use super::number::{Element, Line, Number};
 use super::simd::{LANES, Simd};
 use super::{Weights, blocks};
 
@@ -230,30 +230,6 @@ pub(super) struct Buffers {
     pub(super) sums: Sums,
     panel: Vec<Line>,
     rows: Vec<Line>,
-}
-
-/// A vector's worth of memory, on a line of the cache.
-#[derive(Clone, Copy)]
-#[repr(align(64))]
-pub(super) struct Line(#[expect(dead_code, reason = "written and read as a vector")] [u32; LANES]);
-
-impl Line {
-    pub(super) const ZERO: Self = Self([0; LANES]);
-
-    /// The numbers of some lines.
-    #[cfg(target_arch = "x86_64")]
-    pub(super) fn numbers<T: Element>(lines: &[Self]) -> &[T] {
-        // SAFETY: a line is as many bits of any value, which every number may have.
-        unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), lines.len() * LANES * T::PER_WORD) }
-    }
-
-    /// The same, to be written.
-    pub(super) fn numbers_mut<T: Element>(lines: &mut [Self]) -> &mut [T] {
-        // SAFETY: as above.
-        unsafe {
-            std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), lines.len() * LANES * T::PER_WORD)
-        }
-    }
 }
 
 /// Numbers that begin on a line of the cache.

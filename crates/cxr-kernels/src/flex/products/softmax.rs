@@ -6,7 +6,7 @@ use std::arch::x86_64::*;
 use burn::tensor::bf16;
 
 use super::super::fast_math::first_lanes;
-use super::product::Line;
+use super::number::Line;
 use super::simd::LANES;
 
 /// Weights of a row that are written at once: a line of the cache.

@@ -12,8 +12,8 @@ use rayon::prelude::*;
 use super::ahead::fetch;
 #[cfg(target_arch = "x86_64")]
 use super::number::Element;
-use super::number::Number;
-use super::product::{Engine, Line, Operand, Part, Way, copied_step};
+use super::number::{Line, Number};
+use super::product::{Engine, Operand, Part, Way, copied_step};
 #[cfg(target_arch = "x86_64")]
 use super::simd::Avx512;
 use super::simd::{LANES, Simd};

@@ -6,8 +6,8 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::super::conv::Geometry;
-use super::number::{Element, Number};
-use super::product::{Columns, Line, place, words};
+use super::number::{Element, Line, Number};
+use super::product::{Columns, place, words};
 use super::simd::{LANES, Simd};
 
 /// Images with their padding, and where in them each line and each column begins: an element of the matrix is at the sum

@@ -10,10 +10,10 @@ use std::marker::PhantomData;
 use burn::tensor::bf16;
 
 use super::ahead::{Ahead, fetch};
-use super::number::Element;
 #[cfg(target_arch = "x86_64")]
 use super::number::has_bf16;
-use super::product::{Engine, Line, Part, Tile, place, words};
+use super::number::{Element, Line};
+use super::product::{Engine, Part, Tile, place, words};
 #[cfg(target_arch = "x86_64")]
 use super::simd::Avx512;
 use super::simd::{LANES, Simd};

@@ -6,8 +6,8 @@ use rayon::prelude::*;
 
 use super::super::elementwise::filled;
 use super::ahead::Source;
-use super::number::{Element, Number};
-use super::product::{Columns, Line, WIDTH, WORDS, pack_whole, place, words};
+use super::number::{Element, Line, Number};
+use super::product::{Columns, WIDTH, WORDS, pack_whole, place, words};
 use super::simd::{LANES, Simd};
 
 /// A matrix `[columns, depth]`: a column's elements lie side by side.
