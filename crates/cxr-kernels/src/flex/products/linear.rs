@@ -80,7 +80,7 @@ pub(super) mod by_panels {
     use burn_flex::FlexTensor;
 
     use super::super::number::{Line, Number};
-    use super::super::product::{Engine, Rows, Sink, multiply, row_blocks};
+    use super::super::product::{Engine, Rows, Sink, WIDTH, multiply, row_blocks};
     #[cfg(target_arch = "x86_64")]
     use super::super::simd::Avx512;
     use super::super::simd::{LANES, Simd};
@@ -138,8 +138,8 @@ pub(super) mod by_panels {
 
     /// Rows up to which it is they that come in panels, and the weight's features that are the product's rows: read where they
     /// lie, while bringing them into panels would take a good part of the time that so few rows need. With more than one
-    /// panel of AVX-512 it no longer pays.
-    const FEW: usize = 64;
+    /// panel it no longer pays.
+    const FEW: usize = WIDTH;
 
     /// [`Lines`] of a product whose rows are their columns.
     struct Crossed<'a, T>(Lines<'a, T>);
@@ -150,12 +150,9 @@ pub(super) mod by_panels {
     {
         #[inline(always)]
         unsafe fn store(&self, rows: Range<usize>, columns: Range<usize>, sums: &mut [f32], step: usize) {
-            /// Rows that are turned at once.
-            const SLAB: usize = 64;
-
-            let mut turned = [Line::ZERO; SLAB * FEW / LANES];
-            for (slab, sums) in rows.clone().step_by(SLAB).zip(sums.chunks(SLAB * step)) {
-                let slab = slab..(slab + SLAB).min(rows.end);
+            let mut turned = [Line::ZERO; WIDTH * WIDTH / LANES];
+            for (slab, sums) in rows.clone().step_by(WIDTH).zip(sums.chunks(WIDTH * step)) {
+                let slab = slab..(slab + WIDTH).min(rows.end);
                 for (block, sums) in sums.chunks(LANES * step).enumerate() {
                     for column in (0..columns.len()).step_by(LANES) {
                         // SAFETY: sums go on to the end of a vector, and a line is one; the processor has the instructions, says
@@ -166,14 +163,14 @@ pub(super) mod by_panels {
                                 *words = S::load(sums.as_ptr().add(column));
                             }
                             for (i, words) in S::transpose(words).into_iter().enumerate() {
-                                let line = &mut turned[(column + i) * (SLAB / LANES) + block];
+                                let line = &mut turned[(column + i) * (WIDTH / LANES) + block];
                                 S::store(words, std::ptr::from_mut(line).cast());
                             }
                         }
                     }
                 }
                 // SAFETY: the caller's word.
-                unsafe { self.0.store(columns.clone(), slab, Line::numbers_mut(&mut turned), SLAB) };
+                unsafe { self.0.store(columns.clone(), slab, Line::numbers_mut(&mut turned), WIDTH) };
             }
         }
     }
