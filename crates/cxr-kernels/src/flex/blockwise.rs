@@ -8,7 +8,7 @@ use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use super::elementwise::{contiguous, filled, slice, tensor, written};
-use super::half::{Half, elements, half_tensor};
+use super::half::{Half, elements, tensor_of};
 
 /// How a tensor and the result are cut.
 #[derive(Debug, Clone, Copy)]
@@ -35,9 +35,9 @@ pub(super) unsafe fn blockwise(
     let x = contiguous(x);
     match x.dtype() {
         // SAFETY: the caller's word.
-        DType::BF16 => half_tensor(unsafe { converted::<bf16>(elements(&x), &shape, blocks, kernel) }, shape),
+        DType::BF16 => tensor_of(unsafe { converted::<bf16>(elements(&x), &shape, blocks, kernel) }, shape),
         // SAFETY: the caller's word.
-        DType::F16 => half_tensor(unsafe { converted::<f16>(elements(&x), &shape, blocks, kernel) }, shape),
+        DType::F16 => tensor_of(unsafe { converted::<f16>(elements(&x), &shape, blocks, kernel) }, shape),
         _ => {
             let data = slice(&x);
             // SAFETY: the blocks cover all elements, and the kernel writes all of each.

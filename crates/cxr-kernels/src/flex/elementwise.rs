@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use super::blockwise::{Blocks, blockwise};
 use super::fast_math::{Kernel, dispatch};
-use super::half::{Half, elements, half_tensor};
+use super::half::{Half, elements, tensor_of};
 
 /// Elements of one task: enough work to outweigh handing it to another core.
 pub(super) const CHUNK: usize = 16 * 1024;
@@ -154,8 +154,8 @@ pub(super) fn map<F: Unary>(x: FlexTensor) -> FlexTensor {
 pub(super) fn zip<F: Binary>(x: FlexTensor, y: FlexTensor) -> FlexTensor {
     let (x, mut y) = (contiguous(x), contiguous(y));
     match x.dtype() {
-        DType::BF16 => return half_tensor(zip_half::<bf16, F>(elements(&x), elements(&y)), x.shape()),
-        DType::F16 => return half_tensor(zip_half::<f16, F>(elements(&x), elements(&y)), x.shape()),
+        DType::BF16 => return tensor_of(zip_half::<bf16, F>(elements(&x), elements(&y)), x.shape()),
+        DType::F16 => return tensor_of(zip_half::<f16, F>(elements(&x), elements(&y)), x.shape()),
         _ => {}
     }
     let from = slice(&x);

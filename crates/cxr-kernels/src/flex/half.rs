@@ -29,16 +29,37 @@ pub(super) fn by_dtype<const N: usize, const M: usize>(
     }
 }
 
+/// A number that tensors hold.
+pub(super) trait Stored: Element + Copy + Default + Send + Sync {
+    /// The whole buffer of a tensor.
+    fn buffer(x: &FlexTensor) -> &[Self];
+}
+
+impl Stored for f32 {
+    fn buffer(x: &FlexTensor) -> &[Self] {
+        x.storage()
+    }
+}
+
+impl Stored for bf16 {
+    fn buffer(x: &FlexTensor) -> &[Self] {
+        x.storage()
+    }
+}
+
+impl Stored for f16 {
+    fn buffer(x: &FlexTensor) -> &[Self] {
+        x.storage()
+    }
+}
+
 /// A number of two bytes.
-pub(super) trait Half: Element + Copy + Send + Sync {
+pub(super) trait Half: Stored {
     /// `from` in f32, into `to`, which is as long.
     fn widen(from: &[Self], to: &mut [f32]);
 
     /// `from` rounded to the nearest, ties to even, into `to`, which is as long: all of it is written.
     fn narrow(from: &[f32], to: &mut [MaybeUninit<Self>]);
-
-    /// The whole buffer of a tensor.
-    fn buffer(x: &FlexTensor) -> &[Self];
 }
 
 impl Half for bf16 {
@@ -48,10 +69,6 @@ impl Half for bf16 {
 
     fn narrow(from: &[f32], to: &mut [MaybeUninit<Self>]) {
         dispatch(Narrow(from, to));
-    }
-
-    fn buffer(x: &FlexTensor) -> &[Self] {
-        x.storage()
     }
 }
 
@@ -67,10 +84,6 @@ impl Half for f16 {
             &mut *(std::ptr::from_mut(to) as *mut [Self])
         };
         to.convert_from_f32_slice(from);
-    }
-
-    fn buffer(x: &FlexTensor) -> &[Self] {
-        x.storage()
     }
 }
 
@@ -108,13 +121,13 @@ impl Kernel for Narrow<'_> {
 }
 
 /// The elements of a contiguous tensor.
-pub(super) fn elements<T: Half>(x: &FlexTensor) -> &[T] {
+pub(super) fn elements<T: Stored>(x: &FlexTensor) -> &[T] {
     let start = x.layout().start_offset();
     &T::buffer(x)[start..start + x.layout().num_elements()]
 }
 
-/// A tensor of half precision.
-pub(super) fn half_tensor<T: Half>(data: Vec<T>, shape: Shape) -> FlexTensor {
+/// A tensor of these elements.
+pub(super) fn tensor_of<T: Stored>(data: Vec<T>, shape: Shape) -> FlexTensor {
     FlexTensor::from_data(TensorData::new(data, shape))
 }
 
@@ -168,7 +181,7 @@ fn narrow_as<T: Half>(x: FlexTensor) -> FlexTensor {
                 chunks.for_each(|(to, from)| T::narrow(from, to));
             })
         };
-        half_tensor(to, x.shape())
+        tensor_of(to, x.shape())
     })
 }
 

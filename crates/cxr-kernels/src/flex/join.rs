@@ -7,7 +7,7 @@ use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use super::elementwise::{CHUNK, contiguous, filled, slice, tensor};
-use super::half::{elements, half_tensor};
+use super::half::{elements, tensor_of};
 
 /// `[n, a, h, w]` and `[n, b, h, w]` as `[n, a + b, h, w]`.
 pub(super) fn join(x: FlexTensor, y: FlexTensor) -> FlexTensor {
@@ -15,8 +15,8 @@ pub(super) fn join(x: FlexTensor, y: FlexTensor) -> FlexTensor {
     let (x, y) = (contiguous(x), contiguous(y));
     let (shape, sizes) = (Shape::new([n, a + b, h, w]), [a * h * w, b * h * w]);
     match x.dtype() {
-        DType::BF16 => half_tensor(joined::<bf16>([elements(&x), elements(&y)], sizes), shape),
-        DType::F16 => half_tensor(joined::<f16>([elements(&x), elements(&y)], sizes), shape),
+        DType::BF16 => tensor_of(joined::<bf16>([elements(&x), elements(&y)], sizes), shape),
+        DType::F16 => tensor_of(joined::<f16>([elements(&x), elements(&y)], sizes), shape),
         _ => tensor(joined([slice(&x), slice(&y)], sizes), shape),
     }
 }
@@ -30,8 +30,8 @@ pub(super) fn split(x: FlexTensor, a: usize) -> [FlexTensor; 2] {
         let shape = Shape::new([n, count, h, w]);
         let (all, from, count) = (c * h * w, from * h * w, count * h * w);
         match x.dtype() {
-            DType::BF16 => half_tensor(taken::<bf16>(elements(&x), all, from, count), shape),
-            DType::F16 => half_tensor(taken::<f16>(elements(&x), all, from, count), shape),
+            DType::BF16 => tensor_of(taken::<bf16>(elements(&x), all, from, count), shape),
+            DType::F16 => tensor_of(taken::<f16>(elements(&x), all, from, count), shape),
             _ => tensor(taken(slice(&x), all, from, count), shape),
         }
     })

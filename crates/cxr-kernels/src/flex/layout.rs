@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use super::elementwise::{CHUNK, contiguous, filled, slice, tensor};
 use super::fast_math::{Kernel, dispatch};
-use super::half::{elements, half_tensor};
+use super::half::{elements, tensor_of};
 
 /// Side of a tile: a cache line of f32.
 pub(super) const TILE: usize = 16;
@@ -29,8 +29,8 @@ pub(super) fn tokens_to_image(x: FlexTensor, height: usize, width: usize) -> Fle
 fn transpose(x: FlexTensor, sizes: [usize; 3], shape: Shape) -> FlexTensor {
     let x = contiguous(x);
     match x.dtype() {
-        DType::BF16 => half_tensor(transposed::<bf16>(elements(&x), sizes), shape),
-        DType::F16 => half_tensor(transposed::<f16>(elements(&x), sizes), shape),
+        DType::BF16 => tensor_of(transposed::<bf16>(elements(&x), sizes), shape),
+        DType::F16 => tensor_of(transposed::<f16>(elements(&x), sizes), shape),
         _ => tensor(transposed(slice(&x), sizes), shape),
     }
 }

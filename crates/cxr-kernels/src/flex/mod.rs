@@ -167,24 +167,15 @@ impl DiffusionBackend for Flex {
         padding: usize,
         cache: &WeightCache,
     ) -> FlexTensor {
-        if x.dtype() == DType::BF16
-            && let Some(y) = products::conv2d(&x, &weight, bias.as_ref(), stride, padding)
-        {
-            return y;
-        }
         let dtype = x.dtype();
-        // a widened copy is new each time: nothing may be kept that was derived from it
-        let own = WeightCache::new();
-        let cache = if weight.dtype() == DType::F32 { cache } else { &own };
-        let (x, weight, bias) = (widen(x), widen(weight), bias.map(widen));
-        let y = if x.dtype() != DType::F32 {
-            plain::conv2d::<Flex>(x, weight, bias, stride, padding)
-        } else if winograd::applies(&x.shape(), &weight.shape(), stride, padding) {
-            winograd::forward(x, weight, bias, padding, cache)
-        } else {
-            products::conv2d(&x, &weight, bias.as_ref(), stride, padding).expect(ANY_PROCESSOR)
-        };
-        narrow(y, dtype)
+        if dtype != DType::F64
+            && !products::multiplies_halves(dtype)
+            && winograd::applies(&x.shape(), &weight.shape(), stride, padding)
+        {
+            return narrow(winograd::forward(widen(x), weight, bias.map(widen), padding, cache), dtype);
+        }
+        products::conv2d(&x, &weight, bias.as_ref(), stride, padding)
+            .unwrap_or_else(|| plain::conv2d::<Flex>(x, weight, bias, stride, padding))
     }
 
     fn kernel_conv2d_x_backward(
@@ -196,21 +187,20 @@ impl DiffusionBackend for Flex {
         _cache: &WeightCache,
     ) -> FlexTensor {
         let dtype = grad.dtype();
-        if dtype == DType::BF16
+        if dtype == DType::F64 {
+            return plain::conv2d_x_backward::<Flex>(x_shape, weight, grad, stride, padding);
+        }
+        let halves = products::multiplies_halves(dtype);
+        if !halves && winograd::applies(&x_shape, &weight.shape(), stride, padding) {
+            return narrow(winograd::x_backward(&x_shape, weight, widen(grad), padding), dtype);
+        }
+        if (halves || stride == 1)
             && let Some(y) = products::conv2d_x_backward(&x_shape, &weight, &grad, stride, padding)
         {
             return y;
         }
         let (weight, grad) = (widen(weight), widen(grad));
-        let y = if grad.dtype() != DType::F32 {
-            plain::conv2d_x_backward::<Flex>(x_shape, weight, grad, stride, padding)
-        } else if winograd::applies(&x_shape, &weight.shape(), stride, padding) {
-            winograd::x_backward(&x_shape, weight, grad, padding)
-        } else if stride == 1
-            && let Some(y) = products::conv2d_x_backward(&x_shape, &weight, &grad, stride, padding)
-        {
-            y
-        } else if conv::applies(&weight, grad.dtype()) {
+        let y = if conv::applies(&weight, grad.dtype()) {
             conv::x_backward(&x_shape, weight, grad, stride, padding)
         } else {
             conv_large::x_backward(&x_shape, weight, grad, stride, padding)
@@ -295,14 +285,7 @@ impl DiffusionBackend for Flex {
     }
 
     fn kernel_attention(q: FlexTensor, k: FlexTensor, v: FlexTensor, causal: bool) -> FlexTensor {
-        if let Some(y) = products::attention(&q, &k, &v, causal) {
-            return y;
-        }
-        one(by_dtype(
-            [q, k, v],
-            |[q, k, v]| [products::attention(&q, &k, &v, causal).expect(ANY_PROCESSOR)],
-            |[q, k, v]| [plain::attention::<Flex>(q, k, v, causal)],
-        ))
+        products::attention(&q, &k, &v, causal).unwrap_or_else(|| plain::attention::<Flex>(q, k, v, causal))
     }
 
     fn kernel_attention_backward(
@@ -312,9 +295,7 @@ impl DiffusionBackend for Flex {
         grad: FlexTensor,
         causal: bool,
     ) -> [FlexTensor; 3] {
-        if q.dtype() == DType::BF16
-            && let Some(gradients) = products::attention_backward(&q, &k, &v, &grad, causal)
-        {
+        if let Some(gradients) = products::attention_backward(&q, &k, &v, &grad, causal) {
             return gradients;
         }
         by_dtype(
@@ -324,8 +305,6 @@ impl DiffusionBackend for Flex {
         )
     }
 }
-
-const ANY_PROCESSOR: &str = "f32 is multiplied on any processor";
 
 fn one([result]: [FlexTensor; 1]) -> FlexTensor {
     result

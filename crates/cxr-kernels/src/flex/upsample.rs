@@ -5,15 +5,15 @@ use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use super::elementwise::{CHUNK, contiguous, filled, slice, tensor};
-use super::half::{elements, half_tensor};
+use super::half::{elements, tensor_of};
 
 /// `[n, c, h, w] -> [n, c, 2h, 2w]`, f32 or half precision.
 pub(super) fn forward(x: FlexTensor) -> FlexTensor {
     let [n, c, h, w] = x.shape().dims();
     let (x, shape) = (contiguous(x), Shape::new([n, c, 2 * h, 2 * w]));
     match x.dtype() {
-        DType::BF16 => half_tensor(doubled::<bf16>(elements(&x), w), shape),
-        DType::F16 => half_tensor(doubled::<f16>(elements(&x), w), shape),
+        DType::BF16 => tensor_of(doubled::<bf16>(elements(&x), w), shape),
+        DType::F16 => tensor_of(doubled::<f16>(elements(&x), w), shape),
         _ => tensor(doubled(slice(&x), w), shape),
     }
 }

@@ -14,6 +14,11 @@ pub(super) struct Source {
 
 impl Source {
     pub(super) const NONE: Self = Self { from: std::ptr::null(), step: 0, pieces: 0, bytes: 0 };
+
+    /// This, unless it is [`NONE`](Self::NONE).
+    pub(super) fn or(self, other: Self) -> Self {
+        if self.pieces > 0 { self } else { other }
+    }
 }
 
 /// A [`Source`] that is called for a few lines of the cache at a time: the processor waits for no more than that.

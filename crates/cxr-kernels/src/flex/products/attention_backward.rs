@@ -32,23 +32,22 @@ pub(super) fn attention_backward_by(
         use burn::tensor::Shape;
 
         use super::super::attention::{Geometry, Heads};
-        use super::super::half::half_tensor;
-        use super::simd::Avx512;
+        use super::super::half::tensor_of;
         use super::tiles::Tiles;
-        use super::vectors::Vectors;
+        use super::vectors::Pairs;
 
-        if !matches!(path, Path::Bf16 | Path::Tiles) {
+        if !path.is_of_halves() {
             return None;
         }
         let geometry = Geometry::new(q, k, causal);
         let operands = [q, k, v, grad].map(|x| Heads::new(x.clone()));
         let [to_q, to_k, to_v] = match path {
             Path::Tiles => by_panels::backward::<Tiles>(geometry, &operands),
-            _ => by_panels::backward::<Vectors<Avx512>>(geometry, &operands),
+            _ => by_panels::backward::<Pairs>(geometry, &operands),
         };
         let joined = |data, rows| {
             let shape = Shape::new([geometry.batch, rows, geometry.heads, geometry.width]);
-            half_tensor(data, shape).transpose(1, 2)
+            tensor_of(data, shape).transpose(1, 2)
         };
         Some([joined(to_q, geometry.queries), joined(to_k, geometry.keys), joined(to_v, geometry.keys)])
     }
@@ -70,20 +69,23 @@ mod by_panels {
     use super::super::Target;
     use super::super::attention::by_panels::{Part, chunk_size};
     use super::super::linear::by_panels::Lines;
-    use super::super::number::Line;
+    use super::super::number::{Line, Number};
     use super::super::product::{Buffers, Engine, Rows, block, block_onto};
-    use super::super::simd::{Avx512, LANES};
+    use super::super::simd::LANES;
     use super::super::softmax::{UNIT, Weights, backward as softmax_backward};
     use super::super::weights::{Packed, Panels, Plain, Transposed};
     use crate::flex::attention::{Geometry, Heads};
     use crate::flex::elementwise::filled;
-    use crate::flex::half::Half;
+    use crate::flex::half::{Half, Stored};
 
     /// `[b, n, heads, d]`, and twice `[b, m, heads, d]`.
-    pub(super) fn backward<E: Engine<bf16, Simd = Avx512>>(
+    pub(super) fn backward<E: Engine<Number = bf16>>(
         geometry: Geometry,
         [q, k, v, grad]: &[Heads; 4],
-    ) -> [Vec<bf16>; 3] {
+    ) -> [Vec<bf16>; 3]
+    where
+        bf16: Number<E>,
+    {
         let Geometry { batch, heads, queries, keys, width, .. } = geometry;
         let places: Vec<_> = geometry.heads().collect();
         let of_keys = batch * keys * heads * width;
@@ -123,26 +125,28 @@ mod by_panels {
         ///
         /// # Safety
         /// The processor must have what numbers and engine take; no other task may write this head.
-        unsafe fn head<E: Engine<bf16, Simd = Avx512>>(
+        unsafe fn head<E: Engine<Number = bf16>>(
             &mut self,
             geometry: Geometry,
             place: (usize, usize),
             [q, k, v, grad]: [&Heads; 4],
             [to_q, to_k, to_v]: [Target<bf16>; 3],
-        ) {
+        ) where
+            bf16: Number<E>,
+        {
             let Geometry { heads, queries, keys, width, .. } = geometry;
             let transposed = |x: &Heads| {
                 let (data, step) = rows(x, place);
-                Panels::new::<bf16, Avx512>(&Transposed { data, columns: keys, step }, width)
+                Panels::new::<E>(&Transposed { data, columns: keys, step }, width)
             };
             let (keys_turned, values_turned) = (transposed(k), transposed(v));
             let (data, step) = rows(k, place);
-            let keys_plain = Panels::new::<bf16, Avx512>(&Plain { data, columns: width, step }, keys);
+            let keys_plain = Panels::new::<E>(&Plain { data, columns: width, step }, keys);
             let [keys_turned, values_turned] =
                 [&keys_turned, &values_turned].map(|panels| Packed { panels, columns: keys });
             let keys_plain = Packed { panels: &keys_plain, columns: width };
             let lines = Lines { target: to_q, columns: heads * width, bias: None };
-            let size = chunk_size::<bf16, E>(keys);
+            let size = chunk_size::<E>(keys);
             for first in (0..queries).step_by(size) {
                 let count = size.min(queries - first);
                 let chunk = |x| {
@@ -152,35 +156,28 @@ mod by_panels {
                 let (of_q, of_grad) = (chunk(q), chunk(grad));
                 // SAFETY: the processor has what it takes, says the caller; the ranges are those of the operands.
                 unsafe {
-                    block_onto::<bf16, E>(of_q, &keys_turned, 0..count, 0..keys, false, &mut self.scores);
+                    block_onto::<E>(of_q, &keys_turned, 0..count, 0..keys, false, &mut self.scores);
                     let (scores, step) = (self.scores.sums.as_mut_slice(), keys.next_multiple_of(LANES));
                     let padded = keys.next_multiple_of(UNIT);
                     let seen = |i: usize| geometry.seen(first + i);
                     self.weights.fill(scores, step, count, padded, geometry.scale(), seen);
-                    block_onto::<bf16, E>(
-                        of_grad,
-                        &values_turned,
-                        0..count,
-                        0..keys,
-                        false,
-                        &mut self.to_weights,
-                    );
+                    block_onto::<E>(of_grad, &values_turned, 0..count, 0..keys, false, &mut self.to_weights);
                     let to_weights = self.to_weights.sums.as_mut_slice();
                     softmax_backward(&self.weights, to_weights, step, geometry.scale(), &mut self.to_scores);
-                    let to_scores = Line::numbers(&self.to_scores);
+                    let to_scores = Line::numbers::<bf16>(&self.to_scores);
 
                     let of_scores = Rows { data: to_scores, count, depth: padded, step: padded };
                     let (row, column) = (place.0 * queries + first, place.1 * width);
                     let sink = Part { of: &lines, row, column, factors: &[] };
-                    block::<bf16, E>(of_scores, &keys_plain, &sink, 0..count, 0..width, &mut self.to_q);
+                    block::<E>(of_scores, &keys_plain, &sink, 0..count, 0..width, &mut self.to_q);
 
                     let onto = first > 0;
                     let columns = Plain { data: to_scores, columns: keys, step: padded };
                     let rows = turn(of_q, &[], &mut self.turned);
-                    block_onto::<bf16, E>(rows, &columns, 0..width, 0..keys, onto, &mut self.to_k);
+                    block_onto::<E>(rows, &columns, 0..width, 0..keys, onto, &mut self.to_k);
                     let columns = Plain { data: self.weights.as_slice(), columns: keys, step: padded };
                     let rows = turn(of_grad, &self.weights.factors, &mut self.turned);
-                    block_onto::<bf16, E>(rows, &columns, 0..width, 0..keys, onto, &mut self.to_v);
+                    block_onto::<E>(rows, &columns, 0..width, 0..keys, onto, &mut self.to_v);
                 }
             }
             for (sums, target) in [(&mut self.to_k, to_k), (&mut self.to_v, to_v)] {

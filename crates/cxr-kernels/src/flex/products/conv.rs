@@ -8,8 +8,8 @@ use super::super::elementwise::contiguous;
 use super::super::half::widened;
 use super::{Path, by_engine};
 
-/// `x` `[n, c, h, w]`, `weight` `[out, c, kh, kw]`, `bias` `[out]`, all f32 or all bf16: `[n, out, h', w']`; `None` where the
-/// processor has no instructions for it.
+/// `x` `[n, c, h, w]`, `weight` `[out, c, kh, kw]`, `bias` `[out]`, all of one dtype: `[n, out, h', w']`; `None` for
+/// f64.
 pub(in super::super) fn conv2d(
     x: &FlexTensor,
     weight: &FlexTensor,
@@ -32,10 +32,10 @@ pub(super) fn conv2d_by(
     let (x, weight) = (contiguous(x.clone()), contiguous(weight.clone()));
     let bias = bias.cloned().map(widened);
     let geometry = Geometry::new(&x.shape(), &weight.shape(), stride, padding);
-    by_engine!(path, by_panels::conv2d(&x, &weight, bias.as_deref(), &geometry))
+    by_engine!(path, x.dtype(), by_panels::conv2d(&x, &weight, bias.as_deref(), &geometry))
 }
 
-/// The gradient of a convolution by its input, which has the shape `x_shape`, all f32 or all bf16; `None` where the processor
+/// The gradient of a convolution by its input, which has the shape `x_shape`, all of one dtype; `None` where the processor
 /// has no instructions for it, or the padding is as large as the kernel.
 ///
 /// It is itself one, of the output's gradient with turned kernels. With a stride most pixels of that gradient are zeros.
@@ -64,7 +64,7 @@ pub(super) fn conv2d_x_backward_by(
     }
     let (weight, grad) = (contiguous(weight.clone()), contiguous(grad.clone()));
     let geometry = Geometry::new(x_shape, &weight.shape(), stride, padding);
-    by_engine!(path, by_panels::x_backward(&grad, &weight, &geometry))
+    by_engine!(path, grad.dtype(), by_panels::x_backward(&grad, &weight, &geometry))
 }
 
 /// By an [`Engine`](super::product::Engine).
@@ -73,23 +73,17 @@ mod by_panels {
     use std::ops::Range;
 
     use burn::tensor::Shape;
-    #[cfg(target_arch = "x86_64")]
-    use burn::tensor::bf16;
     use burn_flex::FlexTensor;
 
     use super::super::number::Number;
     use super::super::product::{Engine, Operand, Rows, Sink, multiply};
-    #[cfg(target_arch = "x86_64")]
-    use super::super::simd::Avx512;
-    use super::super::simd::Simd;
-    #[cfg(target_arch = "x86_64")]
-    use super::super::store::round;
-    use super::super::store::{Bias, write};
+    use super::super::store::Bias;
     use super::super::turned::{Turned, spread};
     use super::super::unfolded::Unfolded;
     use super::super::{Target, Weights};
     use crate::flex::conv::Geometry;
     use crate::flex::elementwise::filled;
+    use crate::flex::half::{elements, tensor_of};
 
     /// The result `[n, channels, plane]`, with the biases of its channels.
     pub(super) struct Planes<'a, T> {
@@ -130,7 +124,7 @@ mod by_panels {
         }
     }
 
-    impl<S: Simd> Sink<S> for Planes<'_, f32> {
+    impl<T: Number<E>, E: Engine> Sink<E> for Planes<'_, T> {
         #[inline(always)]
         unsafe fn store(&self, rows: Range<usize>, columns: Range<usize>, sums: &mut [f32], step: usize) {
             // SAFETY: no other task has these places, of which there are as many as sums; the rest is the caller's word.
@@ -141,50 +135,30 @@ mod by_panels {
                     sums,
                     step,
                     #[inline(always)]
-                    |sums, bias, place| write::<S>(sums, bias, place),
+                    |sums, bias, place| T::write(sums, bias, place),
                 );
             }
         }
     }
 
-    #[cfg(target_arch = "x86_64")]
-    impl Sink<Avx512> for Planes<'_, bf16> {
-        #[inline(always)]
-        unsafe fn store(&self, rows: Range<usize>, columns: Range<usize>, sums: &mut [f32], step: usize) {
-            let store = |sums: &[f32], bias: Bias<'_>, place| {
-                // SAFETY: as above.
-                unsafe { round(sums, bias, place) }
-            };
-            // SAFETY: the caller's word.
-            unsafe { self.runs(rows, columns, sums, step, store) };
-        }
-    }
-
-    pub(super) fn conv2d<T: Number<E::Simd>, E: Engine<T>>(
+    pub(super) fn conv2d<T: Number<E>, E: Engine>(
         x: &FlexTensor,
         weight: &FlexTensor,
         bias: Option<&[f32]>,
         geometry: &Geometry,
-    ) -> FlexTensor
-    where
-        for<'a> Planes<'a, T>: Sink<E::Simd>,
-    {
+    ) -> FlexTensor {
         let depth = geometry.depth();
-        let rows = Rows { data: T::of(weight), count: geometry.output[0], depth, step: depth };
-        convolve::<T, E>(T::of(x), rows, bias, geometry)
+        let rows = Rows { data: elements::<T>(weight), count: geometry.output[0], depth, step: depth };
+        convolve::<T, E>(elements::<T>(x), rows, bias, geometry)
     }
 
     /// The gradient by the input of a convolution of this geometry.
-    pub(super) fn x_backward<T: Number<E::Simd>, E: Engine<T>>(
+    pub(super) fn x_backward<T: Number<E>, E: Engine>(
         grad: &FlexTensor,
         weight: &FlexTensor,
         geometry: &Geometry,
-    ) -> FlexTensor
-    where
-        for<'a> Planes<'a, T>: Sink<E::Simd>,
-        for<'a> Turned<'a, T>: Operand<T, E>,
-    {
-        let (grad, weight) = (T::of(grad), T::of(weight));
+    ) -> FlexTensor {
+        let (grad, weight) = (elements::<T>(grad), elements::<T>(weight));
         let Geometry { batch, input, output, kernel, stride, padding } = *geometry;
         let ([c, h, w], [out, height, width]) = (input, output);
         // so many pixels give the input's with kernels that lie at all of them
@@ -198,25 +172,22 @@ mod by_panels {
     }
 
     /// Filters, one in each row, over the pixels of `x`.
-    fn convolve<T: Number<E::Simd>, E: Engine<T>>(
+    fn convolve<T: Number<E>, E: Engine>(
         x: &[T],
-        filters: impl Operand<T, E>,
+        filters: impl Operand<E>,
         bias: Option<&[f32]>,
         geometry: &Geometry,
-    ) -> FlexTensor
-    where
-        for<'a> Planes<'a, T>: Sink<E::Simd>,
-    {
+    ) -> FlexTensor {
         let [channels, height, width] = geometry.output;
         let columns = Unfolded::new(geometry, x);
         // SAFETY: the product's rows and columns are all that `out` has, and each is stored.
         let data = unsafe {
             filled(geometry.batch * geometry.output_len(), |out| {
                 let target = Target::new(out);
-                let sink = Planes { target, channels, plane: height * width, bias };
-                multiply::<T, E>(filters, &columns, &sink, Weights::Rows);
+                let sink = Planes::<T> { target, channels, plane: height * width, bias };
+                multiply::<E>(filters, &columns, &sink, Weights::Rows);
             })
         };
-        T::tensor(data, Shape::new([geometry.batch, channels, height, width]))
+        tensor_of(data, Shape::new([geometry.batch, channels, height, width]))
     }
 }

@@ -6,11 +6,8 @@
 //! | f32, on AVX-512, AVX2, NEON, or anything else | [`product`] by [`vectors`]: a layer's weights are turned into panels by registers, which for the few rows of a small picture costs a fraction of what a general product takes to bring them into order |
 //! | bf16, AMX | [`product`] by [`tiles`]: sixteen rows by sixteen columns in one instruction |
 //! | bf16, AVX-512 BF16 | [`product`] by [`vectors`]: pairs of bf16 are multiplied as they are, two at a time in each lane |
-//! | other half precision | [`panels`]: blocks of both operands become f32 in a buffer that stays in the cache |
+//! | other half precision | as f32, which it becomes on its way into panels, and rows a part at a time in the cache |
 //! | f64 | burn's product |
-//!
-//! Linear layers have all of them, convolutions and attention the first three: elsewhere in half precision they work in f32 on
-//! operands that are converted whole.
 //!
 //! Every sum goes along the depth from its first element to its last, whatever the blocks and however many threads and
 //! rows there are: a row of a batch has the bits that it has alone.
@@ -21,7 +18,6 @@ mod attention_backward;
 mod conv;
 mod linear;
 mod number;
-mod panels;
 mod product;
 mod simd;
 #[cfg(target_arch = "x86_64")]
@@ -48,25 +44,23 @@ use self::simd::Simd as _;
 /// Which instructions a product is made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Path {
-    /// f32 on AVX-512.
+    /// f32, or what becomes it, on AVX-512.
     #[cfg(target_arch = "x86_64")]
     Avx512,
-    /// f32 on AVX2.
+    /// On AVX2.
     #[cfg(target_arch = "x86_64")]
     Avx2,
-    /// f32 on NEON.
+    /// On NEON.
     #[cfg(target_arch = "aarch64")]
     Neon,
-    /// f32 on any processor.
+    /// On any processor.
     Portable,
     /// bf16 on AMX.
     #[cfg(target_arch = "x86_64")]
     Tiles,
     /// bf16 on AVX-512 BF16.
     #[cfg(target_arch = "x86_64")]
-    Bf16,
-    /// Half precision on any processor.
-    Panels,
+    Pairs,
     /// Burn's.
     General,
 }
@@ -76,45 +70,75 @@ impl Path {
     fn of(dtype: DType) -> Self {
         match dtype {
             #[cfg(target_arch = "x86_64")]
-            DType::F32 if simd::Avx512::is_available() => Self::Avx512,
-            #[cfg(target_arch = "x86_64")]
-            DType::F32 if simd::Avx2::is_available() => Self::Avx2,
-            #[cfg(target_arch = "aarch64")]
-            DType::F32 if simd::Neon::is_available() => Self::Neon,
-            DType::F32 => Self::Portable,
-            #[cfg(target_arch = "x86_64")]
             DType::BF16 if tiles::is_available() => Self::Tiles,
             #[cfg(target_arch = "x86_64")]
-            DType::BF16 if number::has_bf16() => Self::Bf16,
-            DType::BF16 | DType::F16 => Self::Panels,
+            DType::BF16 if number::has_bf16() => Self::Pairs,
+            DType::F32 | DType::BF16 | DType::F16 => Self::of_f32(),
             _ => Self::General,
+        }
+    }
+
+    /// The one for f32.
+    fn of_f32() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if simd::Avx512::is_available() {
+            return Self::Avx512;
+        } else if simd::Avx2::is_available() {
+            return Self::Avx2;
+        }
+        #[cfg(target_arch = "aarch64")]
+        if simd::Neon::is_available() {
+            return Self::Neon;
+        }
+        Self::Portable
+    }
+
+    /// Whether it multiplies half precision as it is.
+    fn is_of_halves(self) -> bool {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Tiles | Self::Pairs => true,
+            _ => false,
         }
     }
 }
 
-/// Calls a function with number and engine of a path; `None` for those that have none.
-macro_rules! by_engine {
-    ($path:expr, $($function:ident)::+ ($($argument:expr),* $(,)?)) => {{
-        #[cfg(target_arch = "x86_64")]
-        use burn::tensor::bf16;
+/// Whether products of `dtype` are of numbers of half precision as they are.
+pub(super) fn multiplies_halves(dtype: DType) -> bool {
+    Path::of(dtype).is_of_halves()
+}
 
+/// Calls a function for the number of a dtype and the engine of a path; `None` for f64, which has none.
+macro_rules! by_engine {
+    (@ $engine:ty, $dtype:expr, $function:tt, $arguments:tt) => {
+        match $dtype {
+            burn::tensor::DType::F32 => by_engine!(# f32, $engine, $function, $arguments),
+            burn::tensor::DType::BF16 => by_engine!(# burn::tensor::bf16, $engine, $function, $arguments),
+            burn::tensor::DType::F16 => by_engine!(# burn::tensor::f16, $engine, $function, $arguments),
+            dtype => unreachable!("{dtype:?} has no engine"),
+        }
+    };
+    (# $number:ty, $engine:ty, [$($function:ident)::+], ($($argument:expr),*)) => {
+        Some($($function)::+::<$number, $engine>($($argument),*))
+    };
+    ($path:expr, $dtype:expr, $($function:ident)::+ ($($argument:expr),* $(,)?)) => {{
         #[cfg(target_arch = "x86_64")]
-        use $crate::flex::products::tiles::Tiles;
+        use $crate::flex::products::{tiles::Tiles, vectors::Pairs};
         use $crate::flex::products::{Path, simd, vectors::Vectors};
 
         match $path {
             #[cfg(target_arch = "x86_64")]
-            Path::Avx512 => Some($($function)::+::<f32, Vectors<simd::Avx512>>($($argument),*)),
+            Path::Avx512 => by_engine!(@ Vectors<simd::Avx512>, $dtype, [$($function)::+], ($($argument),*)),
             #[cfg(target_arch = "x86_64")]
-            Path::Avx2 => Some($($function)::+::<f32, Vectors<simd::Avx2>>($($argument),*)),
+            Path::Avx2 => by_engine!(@ Vectors<simd::Avx2>, $dtype, [$($function)::+], ($($argument),*)),
             #[cfg(target_arch = "aarch64")]
-            Path::Neon => Some($($function)::+::<f32, Vectors<simd::Neon>>($($argument),*)),
-            Path::Portable => Some($($function)::+::<f32, Vectors<simd::Portable>>($($argument),*)),
+            Path::Neon => by_engine!(@ Vectors<simd::Neon>, $dtype, [$($function)::+], ($($argument),*)),
+            Path::Portable => by_engine!(@ Vectors<simd::Portable>, $dtype, [$($function)::+], ($($argument),*)),
             #[cfg(target_arch = "x86_64")]
-            Path::Bf16 => Some($($function)::+::<bf16, Vectors<simd::Avx512>>($($argument),*)),
+            Path::Tiles => by_engine!(# burn::tensor::bf16, Tiles, [$($function)::+], ($($argument),*)),
             #[cfg(target_arch = "x86_64")]
-            Path::Tiles => Some($($function)::+::<bf16, Tiles>($($argument),*)),
-            Path::Panels | Path::General => None,
+            Path::Pairs => by_engine!(# burn::tensor::bf16, Pairs, [$($function)::+], ($($argument),*)),
+            Path::General => None,
         }
     }};
 }

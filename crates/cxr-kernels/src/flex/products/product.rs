@@ -8,8 +8,8 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::ahead::Source;
-use super::number::{Element, Line, Number};
+use super::ahead::{Source, fetch};
+use super::number::{Line, Number};
 use super::simd::{LANES, Simd};
 use super::{Weights, blocks};
 
@@ -20,6 +20,10 @@ pub(super) const WIDTH: usize = LANES * VECTORS;
 /// Words of a panel's depth: 64 KiB with its 64 columns, read again from the second-level cache for every few rows, which
 /// is cheaper than putting sums aside more often (half of it was 3 % slower for bf16). Pairs never cross its end.
 pub(super) const WORDS: usize = 256;
+/// Rows that are copied at once where there is a single panel: 24 KiB.
+const FEW: usize = 24;
+/// How many rows ahead those that are copied are called for.
+const AHEAD: usize = 4;
 
 /// Where vector `v` of a word lies in a panel of so many vectors and words: those that are [multiplied at once](Simd::TILE)
 /// are neighbours.
@@ -33,14 +37,18 @@ pub(super) fn place<S: Simd>(word: usize, v: usize, vectors: usize, words: usize
 }
 
 /// The words that panels of such a depth have, with those of zeros.
-pub(super) fn words<T: Element>(depth: usize) -> usize {
-    depth.div_ceil(T::PER_WORD).next_multiple_of(LANES)
+pub(super) fn words<E: Engine>(depth: usize) -> usize {
+    depth.div_ceil(E::PER_WORD).next_multiple_of(LANES)
 }
 
 /// What multiplies some rows by a panel.
-pub(super) trait Engine<T> {
+pub(super) trait Engine: Sized {
+    /// What it multiplies.
+    type Number: Number<Self>;
     /// What moves rows, columns and sums.
     type Simd: Simd;
+    /// How many numbers a word has, neighbours along the depth.
+    const PER_WORD: usize = size_of::<Line>() / LANES / size_of::<Self::Number>();
     /// Rows that it takes at once: blocks are made of so many.
     const ROWS: usize;
     /// Whether it takes rows in whole lines of the cache: rows that do not lie so are copied, with zeros at their end.
@@ -64,26 +72,36 @@ pub(super) trait Engine<T> {
     /// vectors for each of the depth's [`words`], as [`pack_whole`] writes them, and `tile.sums` be valid for reading and
     /// writing as many sums. With [`ROWS_IN_LINES`](Self::ROWS_IN_LINES) rows must lie so, and go on with zeros to the end of
     /// their last line.
-    unsafe fn multiply(&mut self, tile: Tile<T>, rows: usize, vectors: usize);
+    unsafe fn multiply(&mut self, tile: Tile<Self::Number>, rows: usize, vectors: usize);
 }
+
+/// Sixteen words of an engine.
+pub(super) type Words<E> = <<E as Engine>::Simd as Simd>::Words;
 
 /// The rows of a product.
 ///
 /// # Safety
 /// [`part`](Self::part) must return what it says.
-pub(super) unsafe trait Operand<T, E: Engine<T>>: Copy + Sync {
+pub(super) unsafe trait Operand<E: Engine>: Copy + Sync {
     /// How many there are.
     fn count(&self) -> usize;
 
     /// Elements of each.
     fn depth(&self) -> usize;
 
+    /// Whether [`part`](Self::part) copies in any case.
+    fn are_copied(&self) -> bool;
+
+    /// What [`part`](Self::part) reads, if it is worth being called for ahead.
+    fn source(&self, rows: Range<usize>, depth: Range<usize>) -> Source;
+
     /// Elements `depth` of some rows as the engine takes them, where they lie or in `copied`.
     ///
     /// # Safety
     /// The processor must have the engine's instructions; the ranges must lie in the operand, the depth be no more than that
     /// of a panel.
-    unsafe fn part(&self, rows: Range<usize>, depth: Range<usize>, copied: &mut Vec<Line>) -> Part<T>;
+    unsafe fn part(&self, rows: Range<usize>, depth: Range<usize>, copied: &mut Vec<Line>)
+    -> Part<E::Number>;
 }
 
 /// Some elements of some rows.
@@ -128,7 +146,7 @@ pub(super) struct Rows<'a, T> {
 ///
 /// # Safety
 /// `pack` must write all of the panel, and `packed` return one as [`pack_whole`] writes it.
-pub(super) unsafe trait Columns<T, S: Simd>: Sync {
+pub(super) unsafe trait Columns<E: Engine>: Sync {
     /// How many there are.
     fn count(&self) -> usize;
 
@@ -159,27 +177,27 @@ pub(super) unsafe trait Columns<T, S: Simd>: Sync {
 /// # Safety
 /// As there; `panel` must be valid for writing these too.
 #[inline(always)]
-pub(super) unsafe fn pack_whole<T: Element, S: Simd>(
-    matrix: &impl Columns<T, S>,
+pub(super) unsafe fn pack_whole<E: Engine>(
+    matrix: &impl Columns<E>,
     columns: Range<usize>,
     depth: Range<usize>,
     panel: *mut Line,
 ) {
     let vectors = columns.len().div_ceil(LANES);
-    let (from, words) = (depth.len().div_ceil(T::PER_WORD), words::<T>(depth.len()));
+    let (from, words) = (depth.len().div_ceil(E::PER_WORD), words::<E>(depth.len()));
     // SAFETY: the caller's word.
     unsafe {
         matrix.pack(columns, depth, panel);
         for word in from..words {
             for v in 0..vectors {
-                *panel.add(place::<S>(word, v, vectors, words)) = Line::ZERO;
+                *panel.add(place::<E::Simd>(word, v, vectors, words)) = Line::ZERO;
             }
         }
     }
 }
 
 /// What becomes of the sums.
-pub(super) trait Sink<S: Simd>: Sync {
+pub(super) trait Sink<E: Engine>: Sync {
     /// Takes the sums of some columns of some rows; those of a row begin `step` after those of the row before. They are not
     /// needed any more, unless the sink is to leave them where they are.
     ///
@@ -192,16 +210,16 @@ pub(super) trait Sink<S: Simd>: Sync {
 /// Leaves the sums where they are.
 pub(super) struct Kept;
 
-impl<S: Simd> Sink<S> for Kept {
+impl<E: Engine> Sink<E> for Kept {
     #[inline(always)]
     unsafe fn store(&self, _: Range<usize>, _: Range<usize>, _: &mut [f32], _: usize) {}
 }
 
 /// Multiplies; needs [`Engine::is_available`].
-pub(super) fn multiply<T: Number<E::Simd>, E: Engine<T>>(
-    rows: impl Operand<T, E>,
-    columns: &impl Columns<T, E::Simd>,
-    sink: &impl Sink<E::Simd>,
+pub(super) fn multiply<E: Engine>(
+    rows: impl Operand<E>,
+    columns: &impl Columns<E>,
+    sink: &impl Sink<E>,
     weights: Weights,
 ) {
     assert!(E::is_available(), "a product for instructions that this processor does not have");
@@ -214,12 +232,12 @@ pub(super) fn multiply<T: Number<E::Simd>, E: Engine<T>>(
         .collect();
     tasks.into_par_iter().for_each_init(Buffers::default, |buffers, (r, c)| {
         // SAFETY: the processor has the features, as asserted; the ranges lie in the product.
-        unsafe { block::<T, E>(rows, columns, sink, r, c, buffers) }
+        unsafe { block::<E>(rows, columns, sink, r, c, buffers) }
     });
 }
 
 /// In how many blocks of rows [`multiply`] goes over the columns.
-pub(super) fn row_blocks<T, E: Engine<T>>(rows: usize, columns: usize) -> usize {
+pub(super) fn row_blocks<E: Engine>(rows: usize, columns: usize) -> usize {
     rows.div_ceil(blocks([rows, columns], E::SUMS, [E::ROWS, WIDTH], Weights::Columns)[0])
 }
 
@@ -251,10 +269,10 @@ impl Sums {
 ///
 /// # Safety
 /// The processor must have what numbers and engine take; the ranges must lie in the product.
-pub(super) unsafe fn block<T: Number<E::Simd>, E: Engine<T>>(
-    rows: impl Operand<T, E>,
-    columns: &impl Columns<T, E::Simd>,
-    sink: &impl Sink<E::Simd>,
+pub(super) unsafe fn block<E: Engine>(
+    rows: impl Operand<E>,
+    columns: &impl Columns<E>,
+    sink: &impl Sink<E>,
     of_rows: Range<usize>,
     of_columns: Range<usize>,
     buffers: &mut Buffers,
@@ -263,7 +281,7 @@ pub(super) unsafe fn block<T: Number<E::Simd>, E: Engine<T>>(
     unsafe {
         E::Simd::run(
             #[inline(always)]
-            || sum::<T, E>(rows, columns, sink, of_rows, of_columns, false, buffers),
+            || sum::<E>(rows, columns, sink, of_rows, of_columns, false, buffers),
         )
     }
 }
@@ -273,9 +291,9 @@ pub(super) unsafe fn block<T: Number<E::Simd>, E: Engine<T>>(
 ///
 /// # Safety
 /// As [`block`].
-pub(super) unsafe fn block_onto<T: Number<E::Simd>, E: Engine<T>>(
-    rows: impl Operand<T, E>,
-    columns: &impl Columns<T, E::Simd>,
+pub(super) unsafe fn block_onto<E: Engine>(
+    rows: impl Operand<E>,
+    columns: &impl Columns<E>,
     of_rows: Range<usize>,
     of_columns: Range<usize>,
     onto: bool,
@@ -285,7 +303,7 @@ pub(super) unsafe fn block_onto<T: Number<E::Simd>, E: Engine<T>>(
     unsafe {
         E::Simd::run(
             #[inline(always)]
-            || sum::<T, E>(rows, columns, &Kept, of_rows, of_columns, onto, buffers),
+            || sum::<E>(rows, columns, &Kept, of_rows, of_columns, onto, buffers),
         )
     }
 }
@@ -293,10 +311,10 @@ pub(super) unsafe fn block_onto<T: Number<E::Simd>, E: Engine<T>>(
 /// # Safety
 /// As [`block`].
 #[inline(always)]
-unsafe fn sum<T: Number<E::Simd>, E: Engine<T>>(
-    rows: impl Operand<T, E>,
-    columns: &impl Columns<T, E::Simd>,
-    sink: &impl Sink<E::Simd>,
+unsafe fn sum<E: Engine>(
+    rows: impl Operand<E>,
+    columns: &impl Columns<E>,
+    sink: &impl Sink<E>,
     of_rows: Range<usize>,
     of_columns: Range<usize>,
     onto: bool,
@@ -311,42 +329,51 @@ unsafe fn sum<T: Number<E::Simd>, E: Engine<T>>(
     panel.resize(WORDS * VECTORS, Line::ZERO);
     let panel = panel.as_mut_ptr();
     let mut engine = E::begin();
-    let depth_from = |start: usize| start..(start + WORDS * T::PER_WORD).min(rows.depth());
+    // beside a single panel, which stays where it is, rows that are copied go by way of the first-level cache
+    let at_once = if step <= WIDTH && rows.are_copied() { FEW } else { of_rows.len() };
+    let rows_from = |first: usize| first..(first + at_once).min(of_rows.end);
+    let depth_from = |start: usize| start..(start + WORDS * E::PER_WORD).min(rows.depth());
     let group_from = |first: usize| first..(first + WIDTH).min(of_columns.end);
-    for start in (0..rows.depth()).step_by(WORDS * T::PER_WORD) {
+    for start in (0..rows.depth()).step_by(WORDS * E::PER_WORD) {
         let depth = depth_from(start);
-        // SAFETY: the rows lie in the operand.
-        let part = unsafe { rows.part(of_rows.clone(), depth.clone(), copied) };
-        for first in of_columns.clone().step_by(WIDTH) {
-            let group = group_from(first);
-            let vectors = group.len().div_ceil(LANES);
-            let panel = columns.packed(&group, &depth).unwrap_or_else(|| {
-                // SAFETY: the panel's buffer has room for `WORDS` words of `WIDTH` columns.
-                unsafe { pack_whole(columns, group.clone(), depth.clone(), panel) };
-                panel
-            });
-            let sums = &mut sums[first - of_columns.start..];
-            let next = if group.end < of_columns.end {
-                columns.source(group_from(group.end), &depth)
-            } else if depth.end < rows.depth() {
-                columns.source(group_from(of_columns.start), &depth_from(depth.end))
-            } else {
-                Source::NONE
-            };
-            let tile = Tile {
-                rows: part,
-                depth: depth.len(),
-                next,
-                panel,
-                sums: sums.as_mut_ptr(),
-                step,
-                accumulate: onto || start > 0,
-            };
-            // SAFETY: as many rows and vectors are there, in the operands and in the sums.
-            unsafe { engine.multiply(tile, of_rows.len(), vectors) };
-            if depth.end == rows.depth() {
-                // SAFETY: they lie in the product.
-                unsafe { sink.store(of_rows.clone(), group, sums, step) };
+        for some in of_rows.clone().step_by(at_once.max(1)).map(rows_from) {
+            // SAFETY: the rows lie in the operand.
+            let part = unsafe { rows.part(some.clone(), depth.clone(), copied) };
+            for group in of_columns.clone().step_by(WIDTH).map(group_from) {
+                let panel = columns.packed(&group, &depth).unwrap_or_else(|| {
+                    if some.start == of_rows.start {
+                        // SAFETY: the panel's buffer has room for `WORDS` words of `WIDTH` columns.
+                        unsafe { pack_whole(columns, group.clone(), depth.clone(), panel) };
+                    }
+                    panel
+                });
+                let sums = &mut sums[group.start - of_columns.start..];
+                let next = if some.end < of_rows.end {
+                    rows.source(rows_from(some.end), depth.clone())
+                } else if group.end < of_columns.end {
+                    columns.source(group_from(group.end), &depth)
+                } else if depth.end < rows.depth() {
+                    let depth = depth_from(depth.end);
+                    let columns = columns.source(group_from(of_columns.start), &depth);
+                    rows.source(rows_from(of_rows.start), depth).or(columns)
+                } else {
+                    Source::NONE
+                };
+                let tile = Tile {
+                    rows: part,
+                    depth: depth.len(),
+                    next,
+                    panel,
+                    sums: sums[(some.start - of_rows.start) * step..].as_mut_ptr(),
+                    step,
+                    accumulate: onto || start > 0,
+                };
+                // SAFETY: as many rows and vectors are there, in the operands and in the sums.
+                unsafe { engine.multiply(tile, some.len(), group.len().div_ceil(LANES)) };
+                if some.end == of_rows.end && depth.end == rows.depth() {
+                    // SAFETY: they lie in the product.
+                    unsafe { sink.store(of_rows.clone(), group, sums, step) };
+                }
             }
         }
     }
@@ -357,7 +384,7 @@ unsafe fn sum<T: Number<E::Simd>, E: Engine<T>>(
 }
 
 // SAFETY: where a part is copied, it is to whole lines, with zeros at the end; otherwise it lies as the engine takes it.
-unsafe impl<T: Number<E::Simd>, E: Engine<T>> Operand<T, E> for Rows<'_, T> {
+unsafe impl<T: Number<E>, E: Engine> Operand<E> for Rows<'_, T> {
     fn count(&self) -> usize {
         self.count
     }
@@ -366,32 +393,53 @@ unsafe impl<T: Number<E::Simd>, E: Engine<T>> Operand<T, E> for Rows<'_, T> {
         self.depth
     }
 
+    fn are_copied(&self) -> bool {
+        !T::AS_STORED
+    }
+
+    fn source(&self, rows: Range<usize>, depth: Range<usize>) -> Source {
+        if T::AS_STORED {
+            return Source::NONE;
+        }
+        let (from, size) =
+            (self.data.as_ptr().wrapping_add(rows.start * self.step + depth.start), size_of::<T>());
+        Source { from: from.cast(), step: self.step * size, pieces: rows.len(), bytes: depth.len() * size }
+    }
+
     #[inline(always)]
-    unsafe fn part(&self, rows: Range<usize>, depth: Range<usize>, copied: &mut Vec<Line>) -> Part<T> {
-        let of_line = LANES * T::PER_WORD;
-        let onward = depth.len();
+    unsafe fn part(
+        &self,
+        rows: Range<usize>,
+        depth: Range<usize>,
+        copied: &mut Vec<Line>,
+    ) -> Part<E::Number> {
+        let of_line = LANES * E::PER_WORD;
         // SAFETY: the first of these rows has elements from there on.
         let from = unsafe { self.data.as_ptr().add(rows.start * self.step + depth.start) };
         let in_lines = from.addr().is_multiple_of(size_of::<Line>())
             && self.step.is_multiple_of(of_line)
             && depth.len().is_multiple_of(of_line);
-        if in_lines || !E::ROWS_IN_LINES {
-            return Part { from, step: self.step, way: Way::STRAIGHT, onward };
+        if T::AS_STORED && (in_lines || !E::ROWS_IN_LINES) {
+            return Part { from: from.cast(), step: self.step, way: Way::STRAIGHT, onward: depth.len() };
         }
         let lines = depth.len().div_ceil(of_line);
         let step = copied_step(lines);
         copied.resize(rows.len() * step, Line::ZERO);
         for (row, to) in copied.chunks_exact_mut(step).take(rows.len()).enumerate() {
             for (line, to) in to[..lines].iter_mut().enumerate() {
+                let from = from.wrapping_add(row * self.step + line * of_line);
+                if !T::AS_STORED {
+                    // they lie too far apart for the processor to foresee them
+                    fetch(from.wrapping_add(AHEAD * self.step));
+                }
                 // SAFETY: so many elements are left of this row.
                 unsafe {
-                    let words =
-                        T::words(from.add(row * self.step + line * of_line), depth.len() - line * of_line);
+                    let words = T::words(from, depth.len() - line * of_line);
                     E::Simd::store(words, std::ptr::from_mut(to).cast());
                 }
             }
         }
-        Part { from: copied.as_ptr().cast(), step: step * of_line, way: Way::STRAIGHT, onward }
+        Part { from: copied.as_ptr().cast(), step: step * of_line, way: Way::STRAIGHT, onward: 0 }
     }
 }
 

@@ -1,5 +1,7 @@
 //! Sixteen words of 32 bits at a time, by the instructions of a processor.
 
+use burn::tensor::{bf16, f16};
+
 /// Words of a vector, each for a column of its own.
 pub(super) const LANES: usize = 16;
 
@@ -33,6 +35,12 @@ pub(super) trait Simd: 'static {
     /// Eight and eight.
     unsafe fn load_eights(low: *const f32, high: *const f32) -> Self::Words;
 
+    /// The first `count` numbers that begin at `from`, and then zeros.
+    unsafe fn load_bf16(from: *const bf16, count: usize) -> Self::Words;
+
+    /// The same.
+    unsafe fn load_f16(from: *const f16, count: usize) -> Self::Words;
+
     /// Writes all.
     unsafe fn store(words: Self::Words, to: *mut f32);
 
@@ -58,6 +66,8 @@ pub(super) use x86::{Avx2, Avx512};
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use std::arch::x86_64::*;
+
+    use burn::tensor::{bf16, f16};
 
     use super::{LANES, Simd};
     use crate::flex::fast_math::{Vectors, first_lanes};
@@ -102,6 +112,21 @@ mod x86 {
                 let [low, high] = [low, high].map(|from| _mm256_loadu_pd(from.cast()));
                 _mm512_castpd_ps(_mm512_insertf64x4::<1>(_mm512_castpd256_pd512(low), high))
             }
+        }
+
+        #[inline]
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+        unsafe fn load_bf16(from: *const bf16, count: usize) -> __m512 {
+            // SAFETY: the mask leaves out what is not there.
+            let halves = unsafe { _mm256_maskz_loadu_epi16(first_lanes(count), from.cast()) };
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves)))
+        }
+
+        #[inline]
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+        unsafe fn load_f16(from: *const f16, count: usize) -> __m512 {
+            // SAFETY: the mask leaves out what is not there.
+            _mm512_cvtph_ps(unsafe { _mm256_maskz_loadu_epi16(first_lanes(count), from.cast()) })
         }
 
         #[inline]
@@ -192,10 +217,10 @@ mod x86 {
         const TILE: usize = 1;
 
         fn is_available() -> bool {
-            Vectors::Avx2.are_here()
+            Vectors::Avx2.are_here() && is_x86_feature_detected!("f16c")
         }
 
-        #[target_feature(enable = "avx2,fma")]
+        #[target_feature(enable = "avx2,fma,f16c")]
         unsafe fn run<R>(f: impl FnOnce() -> R) -> R {
             f()
         }
@@ -222,6 +247,21 @@ mod x86 {
         unsafe fn load_eights(low: *const f32, high: *const f32) -> [__m256; 2] {
             // SAFETY: the caller's word.
             unsafe { [_mm256_loadu_ps(low), _mm256_loadu_ps(high)] }
+        }
+
+        #[inline]
+        #[target_feature(enable = "avx2")]
+        unsafe fn load_bf16(from: *const bf16, count: usize) -> [__m256; 2] {
+            // SAFETY: the caller's word.
+            unsafe { eights(from, count) }
+                .map(|halves| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(halves))))
+        }
+
+        #[inline]
+        #[target_feature(enable = "avx2,f16c")]
+        unsafe fn load_f16(from: *const f16, count: usize) -> [__m256; 2] {
+            // SAFETY: the caller's word.
+            unsafe { eights(from, count) }.map(|halves| _mm256_cvtph_ps(halves))
         }
 
         #[inline]
@@ -276,6 +316,26 @@ mod x86 {
         }
     }
 
+    /// The first `count` of sixteen numbers of two bytes, and then zeros.
+    ///
+    /// # Safety
+    /// The processor must have the instructions, and the numbers be there.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn eights<T: Copy + Default>(from: *const T, count: usize) -> [__m128i; 2] {
+        let load = |from: *const T| {
+            // SAFETY: there are sixteen.
+            unsafe { [_mm_loadu_si128(from.cast()), _mm_loadu_si128(from.add(HALF).cast())] }
+        };
+        if count >= LANES {
+            return load(from);
+        }
+        let mut first = [T::default(); LANES];
+        // SAFETY: so many are there.
+        unsafe { from.copy_to_nonoverlapping(first.as_mut_ptr(), count) };
+        load(first.as_ptr())
+    }
+
     /// Word `i` of vector `j` becomes word `j` of vector `i`.
     #[inline]
     #[target_feature(enable = "avx2")]
@@ -311,6 +371,8 @@ pub(super) use arm::Neon;
 #[cfg(target_arch = "aarch64")]
 mod arm {
     use std::arch::aarch64::*;
+
+    use burn::tensor::{bf16, f16};
 
     use super::{LANES, Portable, Simd};
 
@@ -364,6 +426,18 @@ mod arm {
         unsafe fn load_eights(low: *const f32, high: *const f32) -> Words {
             // SAFETY: the caller's word.
             unsafe { [low, low.add(4), high, high.add(4)].map(|from| vld1q_f32(from)) }
+        }
+
+        #[inline(always)]
+        unsafe fn load_bf16(from: *const bf16, count: usize) -> Words {
+            // SAFETY: the caller's word.
+            from_numbers(unsafe { Portable::load_bf16(from, count) })
+        }
+
+        #[inline(always)]
+        unsafe fn load_f16(from: *const f16, count: usize) -> Words {
+            // SAFETY: the caller's word.
+            from_numbers(unsafe { Portable::load_f16(from, count) })
         }
 
         #[inline(always)]
@@ -468,18 +542,35 @@ impl Simd for Portable {
 
     #[inline(always)]
     unsafe fn load_first(from: *const f32, count: usize) -> [f32; LANES] {
-        if count >= LANES {
-            // SAFETY: all are there.
-            return unsafe { Self::load(from) };
-        }
-        // SAFETY: as many are there.
-        std::array::from_fn(|i| if i < count { unsafe { *from.add(i) } } else { 0.0 })
+        // SAFETY: the caller's word.
+        unsafe { first(from, count) }
     }
 
     #[inline(always)]
     unsafe fn load_eights(low: *const f32, high: *const f32) -> [f32; LANES] {
         // SAFETY: the caller's word.
         std::array::from_fn(|i| unsafe { if i < 8 { *low.add(i) } else { *high.add(i - 8) } })
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const bf16, count: usize) -> [f32; LANES] {
+        // SAFETY: the caller's word.
+        unsafe { first(from, count) }.map(|x| f32::from_bits(u32::from(x.to_bits()) << 16))
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(from: *const f16, count: usize) -> [f32; LANES] {
+        /// What exponents of the two kinds differ by.
+        const SCALE: f32 = f32::from_bits((127 + 112) << 23);
+
+        // SAFETY: the caller's word.
+        unsafe { first(from, count) }.map(|x| {
+            let bits = u32::from(x.to_bits());
+            let size = f32::from_bits((bits & 0x7fff) << 13) * SCALE;
+            // infinity and NaN have become a number of the next exponent
+            let special = if bits & 0x7c00 == 0x7c00 { 0x7f80_0000 } else { 0 };
+            f32::from_bits(size.to_bits() | special | (bits & 0x8000) << 16)
+        })
     }
 
     #[inline(always)]
@@ -515,4 +606,18 @@ impl Simd for Portable {
     unsafe fn transpose(x: [[f32; LANES]; LANES]) -> [[f32; LANES]; LANES] {
         std::array::from_fn(|i| std::array::from_fn(|j| x[j][i]))
     }
+}
+
+/// The first `count` of sixteen, and then zeros.
+///
+/// # Safety
+/// They must be there.
+#[inline(always)]
+unsafe fn first<T: Copy + Default>(from: *const T, count: usize) -> [T; LANES] {
+    if count >= LANES {
+        // SAFETY: all are there.
+        return unsafe { from.cast::<[T; LANES]>().read_unaligned() };
+    }
+    // SAFETY: as many are there.
+    std::array::from_fn(|i| if i < count { unsafe { *from.add(i) } } else { T::default() })
 }

@@ -2,12 +2,14 @@
 
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
 
 #[cfg(target_arch = "x86_64")]
 use burn::tensor::bf16;
 
 #[cfg(target_arch = "x86_64")]
 use super::super::fast_math::first_lanes;
+use super::super::half::Half;
 #[cfg(target_arch = "x86_64")]
 use super::simd::Avx512;
 use super::simd::{LANES, Simd};
@@ -45,6 +47,33 @@ pub(super) unsafe fn round(sums: &[f32], bias: Bias<'_>, out: *mut bf16) {
             let rounded = std::mem::transmute::<__m256bh, __m256i>(rounded);
             _mm256_mask_storeu_epi16(out.add(start).cast(), mask, rounded);
         }
+    }
+}
+
+/// Rounds `sums + bias` to `out`.
+///
+/// # Safety
+/// `out` must be valid for writing as many elements.
+#[inline(always)]
+pub(super) unsafe fn narrow<H: Half>(sums: &[f32], bias: Bias<'_>, out: *mut H) {
+    /// What a panel has of a row.
+    const AT_ONCE: usize = 64;
+
+    let mut whole = [0.0; AT_ONCE];
+    for (at, sums) in sums.chunks(AT_ONCE).enumerate() {
+        let whole = &mut whole[..sums.len()];
+        match bias {
+            Bias::Each(bias) => {
+                let biases = &bias[at * AT_ONCE..][..sums.len()];
+                whole.iter_mut().zip(sums).zip(biases).for_each(|((to, sum), bias)| *to = sum + bias);
+            }
+            Bias::All(bias) => whole.iter_mut().zip(sums).for_each(|(to, sum)| *to = sum + bias),
+        }
+        // SAFETY: the caller's word.
+        let out = unsafe {
+            std::slice::from_raw_parts_mut(out.add(at * AT_ONCE).cast::<MaybeUninit<H>>(), sums.len())
+        };
+        H::narrow(whole, out);
     }
 }
 

@@ -1,6 +1,6 @@
 //! All paths against sums in f64, in odd sizes, and what a row must not depend on.
 
-use burn::tensor::{DType, Shape, TensorData, TensorMetadata};
+use burn::tensor::{DType, Shape, TensorData, TensorMetadata, bf16, f16};
 use burn_flex::FlexTensor;
 use proptest::prelude::*;
 
@@ -10,7 +10,7 @@ use super::attention::attention_by;
 use super::attention_backward::attention_backward_by;
 use super::conv::{conv2d_by, conv2d_x_backward_by};
 use super::linear::{Order, product};
-use super::simd::{self, Simd};
+use super::simd::{self, LANES, Simd};
 #[cfg(target_arch = "x86_64")]
 use super::{number, tiles};
 use crate::WeightCache;
@@ -19,32 +19,31 @@ const DTYPES: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
 
 /// The paths of ours that this processor has for `dtype`: all of them, not just the one that is taken.
 fn paths(dtype: DType) -> Vec<Path> {
-    let panels = (dtype != DType::F32).then_some(Path::Panels);
-    by_engine(dtype).into_iter().chain(panels).collect()
-}
-
-/// Those that convolutions and attention have too.
-fn by_engine(dtype: DType) -> Vec<Path> {
     #[cfg(target_arch = "x86_64")]
     let all = [
-        (DType::F32, Path::Avx512, simd::Avx512::is_available()),
-        (DType::F32, Path::Avx2, simd::Avx2::is_available()),
-        (DType::F32, Path::Portable, true),
-        (DType::BF16, Path::Bf16, number::has_bf16()),
-        (DType::BF16, Path::Tiles, tiles::is_available()),
+        (Path::Avx512, simd::Avx512::is_available()),
+        (Path::Avx2, simd::Avx2::is_available()),
+        (Path::Portable, true),
+        (Path::Pairs, number::has_bf16()),
+        (Path::Tiles, tiles::is_available()),
     ];
     #[cfg(target_arch = "aarch64")]
-    let all = [(DType::F32, Path::Neon, simd::Neon::is_available()), (DType::F32, Path::Portable, true)];
+    let all = [(Path::Neon, simd::Neon::is_available()), (Path::Portable, true)];
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-    let all = [(DType::F32, Path::Portable, true)];
-    let of_dtype = all.into_iter().filter(|(of, ..)| *of == dtype);
-    let found = of_dtype.filter(|(_, path, is_here)| {
+    let all = [(Path::Portable, true)];
+    let of_dtype = all.into_iter().filter(|(path, _)| dtype == DType::BF16 || !path.is_of_halves());
+    let found = of_dtype.filter(|(path, is_here)| {
         if !is_here {
             eprintln!("skipped: {path:?}, which this processor does not have");
         }
         *is_here
     });
-    found.map(|(_, path, _)| path).collect()
+    found.map(|(path, _)| path).collect()
+}
+
+/// Those of bf16 as it is.
+fn of_halves() -> Vec<Path> {
+    paths(DType::BF16).into_iter().filter(|path| path.is_of_halves()).collect()
 }
 
 /// Numbers of `[-2, 2)` as `dtype` has them, different for each seed.
@@ -95,7 +94,6 @@ fn check_product(sizes: [usize; 3], order: Order, with_bias: bool, dtype: DType,
         let bits = widened(y.clone());
         assert_eq!([again(), again()].map(widened), [bits.clone(), bits]);
         let packs = match path {
-            Path::Panels => false,
             #[cfg(target_arch = "x86_64")]
             Path::Tiles => order == Order::Transposed,
             _ => order == Order::Transposed && rows > 64,
@@ -129,7 +127,7 @@ fn check_conv(
     let x = numbers(&[n, c, h, w], seed, dtype);
     let weight = numbers(&[out, c, kernel, kernel], seed + 1, dtype);
     let bias = numbers(&[out], seed + 2, dtype);
-    let found: Vec<_> = by_engine(dtype)
+    let found: Vec<_> = paths(dtype)
         .into_iter()
         .map(|path| (path, conv2d_by(path, &x, &weight, Some(&bias), stride, padding).expect("it is there")))
         .collect();
@@ -170,7 +168,7 @@ fn check_conv_x_backward(
     let [height, width] = [h, w].map(|size| (size + 2 * padding - kernel) / stride + 1);
     let grad = numbers(&[n, out, height, width], seed, dtype);
     let weight = numbers(&[out, c, kernel, kernel], seed + 1, dtype);
-    let found: Vec<_> = by_engine(dtype)
+    let found: Vec<_> = paths(dtype)
         .into_iter()
         .map(|path| {
             let y = conv2d_x_backward_by(path, &Shape::new(x), &weight, &grad, stride, padding);
@@ -229,7 +227,7 @@ proptest! {
         kernel in 1_usize..4,
         stride in 1_usize..3,
         padding in 0_usize..3,
-        dtype in prop::sample::select(&[DType::F32, DType::BF16]),
+        dtype in prop::sample::select(&DTYPES),
         seed in 0_u64..1000,
     ) {
         prop_assume!(size.0 + 2 * padding >= kernel && size.1 + 2 * padding >= kernel);
@@ -245,7 +243,7 @@ proptest! {
         kernel in 1_usize..4,
         stride in 1_usize..3,
         padding in 0_usize..3,
-        dtype in prop::sample::select(&[DType::F32, DType::BF16]),
+        dtype in prop::sample::select(&DTYPES),
         seed in 0_u64..1000,
     ) {
         prop_assume!(size.0 + 2 * padding >= kernel && size.1 + 2 * padding >= kernel && padding < kernel);
@@ -260,7 +258,7 @@ fn products_of_several_blocks_are_sums_rounded_once() {
         check_product([61, 450, 600], Order::Transposed, true, dtype, 1);
         check_product([300, 450, 300], Order::Plain, false, dtype, 2);
     }
-    for dtype in [DType::F32, DType::BF16] {
+    for dtype in DTYPES {
         check_conv([2, 40, 16, 16], 100, 3, 1, 1, dtype, 3);
         check_conv([3, 40, 8, 8], 100, 3, 1, 1, dtype, 4);
         check_conv([1, 20, 24, 24], 100, 3, 2, 1, dtype, 5);
@@ -317,28 +315,71 @@ fn avx2_gives_the_bits_of_avx512() {
     if !simd::Avx512::is_available() {
         return eprintln!("skipped: AVX-512, which this processor does not have");
     }
-    for rows in [5, 64, 150] {
-        for (order, of_weight) in [(Order::Transposed, [210, 700]), (Order::Plain, [700, 210])] {
-            let (x, weight) = (numbers(&[rows, 700], 1, DType::F32), numbers(&of_weight, 2, DType::F32));
-            let of =
-                |path| widened(product(path, x.clone(), weight.clone(), None, order, &WeightCache::new()));
-            assert!(of(Path::Avx2) == of(Path::Avx512), "{rows} rows, {order:?}");
+    for dtype in DTYPES {
+        for rows in [5, 64, 150] {
+            for (order, of_weight) in [(Order::Transposed, [210, 700]), (Order::Plain, [700, 210])] {
+                let (x, weight) = (numbers(&[rows, 700], 1, dtype), numbers(&of_weight, 2, dtype));
+                let of = |path| {
+                    widened(product(path, x.clone(), weight.clone(), None, order, &WeightCache::new()))
+                };
+                assert!(of(Path::Avx2) == of(Path::Avx512), "{dtype:?}, {rows} rows, {order:?}");
+            }
+        }
+        let (x, weight) = (numbers(&[2, 70, 9, 9], 1, dtype), numbers(&[90, 70, 3, 3], 2, dtype));
+        let of = |path| conv2d_by(path, &x, &weight, None, 1, 1).map(widened);
+        assert!(of(Path::Avx2) == of(Path::Avx512), "{dtype:?}, convolution");
+    }
+}
+
+/// Asserts that all numbers of two bytes become what they are, as many of them as there are, and zeros behind them.
+fn check_widening<S: Simd>(name: &str) {
+    if !S::is_available() {
+        return eprintln!("skipped: {name}, which this processor does not have");
+    }
+    let bits: Vec<u16> = (0..=u16::MAX).collect();
+    for (at, bits) in bits.chunks(LANES).enumerate() {
+        let (bf16s, f16s) =
+            (bits.iter().map(|x| bf16::from_bits(*x)), bits.iter().map(|x| f16::from_bits(*x)));
+        let (bf16s, f16s): (Vec<_>, Vec<_>) = (bf16s.collect(), f16s.collect());
+        let count = if at.is_multiple_of(3) { at % LANES } else { LANES };
+        let mut found = [[0.0_f32; LANES]; 2];
+        // SAFETY: the processor was asked; there are so many, and room for sixteen.
+        unsafe {
+            S::store(S::load_bf16(bf16s.as_ptr(), count), found[0].as_mut_ptr());
+            S::store(S::load_f16(f16s.as_ptr(), count), found[1].as_mut_ptr());
+        }
+        for i in 0..LANES {
+            let expected = if i < count { [bf16s[i].to_f32(), f16s[i].to_f32()] } else { [0.0; 2] };
+            for (found, expected) in found.iter().map(|of| of[i]).zip(expected) {
+                let same =
+                    if expected.is_nan() { found.is_nan() } else { found.to_bits() == expected.to_bits() };
+                assert!(same, "{name}, {:#x}: {found}, {expected}", bits[i]);
+            }
         }
     }
-    let (x, weight) = (numbers(&[2, 70, 9, 9], 1, DType::F32), numbers(&[90, 70, 3, 3], 2, DType::F32));
-    let of = |path| conv2d_by(path, &x, &weight, None, 1, 1).map(widened);
-    assert!(of(Path::Avx2) == of(Path::Avx512), "convolution");
+}
+
+#[test]
+fn half_precision_becomes_f32_without_loss() {
+    #[cfg(target_arch = "x86_64")]
+    {
+        check_widening::<simd::Avx512>("AVX-512");
+        check_widening::<simd::Avx2>("AVX2");
+    }
+    #[cfg(target_arch = "aarch64")]
+    check_widening::<simd::Neon>("NEON");
+    check_widening::<simd::Portable>("what every processor has");
 }
 
 #[test]
 fn an_image_has_the_same_bits_alone_and_in_a_batch() {
-    let cases = [3, 8, 16, 20].map(|side| [(side, DType::F32), (side, DType::BF16)]).concat();
+    let cases = [3, 8, 16, 20].map(|side| DTYPES.map(|dtype| (side, dtype))).concat();
     for (side, dtype) in cases {
         let x = numbers(&[3, 70, side, side], 1, dtype);
         let weight = numbers(&[90, 70, 3, 3], 2, dtype);
         let one = widened(x.clone())[..70 * side * side].to_vec();
         let one = narrow(FlexTensor::from_data(TensorData::new(one, [1, 70, side, side])), dtype);
-        for path in by_engine(dtype) {
+        for path in paths(dtype) {
             let of = |x| conv2d_by(path, x, &weight, None, 1, 1).map(widened).expect("it is there");
             let (one, all) = (of(&one), of(&x));
             assert_eq!(one, all[..one.len()], "{path:?} side {side} {dtype:?}");
@@ -370,8 +411,12 @@ fn check_attention([b, heads, n, m, d]: [usize; 5], causal: bool, dtype: DType, 
     let split = |rows: usize, seed| numbers(&[b, rows, heads, d], seed, dtype).transpose(1, 2);
     let (q, k, v) = (split(n, seed), split(m, seed + 1), split(m, seed + 2));
     let own = |path| attention_by(path, &q, &k, &v, causal).expect("it is there");
-    let own: Vec<_> = by_engine(dtype).into_iter().map(own).collect();
-    let unit = if dtype == DType::BF16 { 2_f64.powi(-8) } else { 2_f64.powi(-24) };
+    let own: Vec<_> = paths(dtype).into_iter().map(own).collect();
+    let unit = match dtype {
+        DType::BF16 => 2_f64.powi(-8),
+        DType::F16 => 2_f64.powi(-11),
+        _ => 2_f64.powi(-24),
+    };
     let [q, k, v] = [q, k, v].map(widened);
     for y in &own {
         assert_eq!((y.shape(), y.dtype()), (Shape::new([b, heads, n, d]), dtype));
@@ -404,7 +449,7 @@ fn check_attention_backward([b, heads, n, m, d]: [usize; 5], causal: bool, seed:
     let split = |rows: usize, seed| numbers(&[b, rows, heads, d], seed, DType::BF16).transpose(1, 2);
     let (q, k, v, grad) = (split(n, seed), split(m, seed + 1), split(m, seed + 2), split(n, seed + 3));
     let of = |path| attention_backward_by(path, &q, &k, &v, &grad, causal).expect("it is there");
-    let found: Vec<_> = by_engine(DType::BF16).into_iter().map(|path| (path, of(path))).collect();
+    let found: Vec<_> = of_halves().into_iter().map(|path| (path, of(path))).collect();
     for (path, results) in &found {
         for (result, like) in results.iter().zip([&q, &k, &v]) {
             assert_eq!((result.shape(), result.dtype()), (like.shape(), DType::BF16), "{path:?}");
@@ -469,7 +514,7 @@ proptest! {
     fn attention_of_odd_sizes_is_that_of_f64(
         sizes in (1_usize..3, 1_usize..4, 1_usize..50, 1_usize..150, 1_usize..70),
         causal: bool,
-        dtype in prop::sample::select(&[DType::F32, DType::BF16]),
+        dtype in prop::sample::select(&DTYPES),
         seed in 0_u64..1000,
     ) {
         let (b, heads, n, m, d) = sizes;
@@ -500,7 +545,7 @@ fn gradients_of_attention_of_several_chunks_and_panels_are_those_of_f64() {
 
 #[test]
 fn attention_of_several_chunks_and_panels_is_that_of_f64() {
-    for dtype in [DType::F32, DType::BF16] {
+    for dtype in DTYPES {
         check_attention([1, 2, 200, 1100, 40], false, dtype, 1);
         check_attention([1, 1, 300, 300, 16], true, dtype, 2);
         check_attention([2, 1, 20, 30, 600], false, dtype, 3);
@@ -509,9 +554,9 @@ fn attention_of_several_chunks_and_panels_is_that_of_f64() {
 
 #[test]
 fn a_query_has_the_same_bits_alone_and_with_any_number_of_threads() {
-    for dtype in [DType::F32, DType::BF16] {
+    for dtype in DTYPES {
         let [q, k, v] = [1, 2, 3].map(|seed| numbers(&[2, 3, 700, 24], seed, dtype));
-        for path in by_engine(dtype) {
+        for path in paths(dtype) {
             let of = |q: FlexTensor, heads: usize, threads: usize| {
                 let [k, v] = [&k, &v].map(|x| x.narrow(1, 0, heads));
                 in_threads(threads, || {

@@ -189,7 +189,8 @@ impl Sweep {
     }
 }
 
-impl Engine<bf16> for Tiles {
+impl Engine for Tiles {
+    type Number = bf16;
     type Simd = Avx512;
     const ROWS: usize = 2 * HEIGHT;
     const ROWS_IN_LINES: bool = true;

@@ -5,30 +5,23 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-#[cfg(target_arch = "x86_64")]
-use burn::tensor::bf16;
 use rayon::prelude::*;
 
-use super::ahead::fetch;
-#[cfg(target_arch = "x86_64")]
-use super::number::Element;
+use super::ahead::{Source, fetch};
 use super::number::{Line, Number};
 use super::product::{Engine, Operand, Part, Way, copied_step};
-#[cfg(target_arch = "x86_64")]
-use super::simd::Avx512;
 use super::simd::{LANES, Simd};
 
 /// Weights of a kernel of 3x3.
 #[cfg(target_arch = "x86_64")]
 const TAPS: usize = 9;
 /// How many output channels ahead weights are called for: they lie too far apart for the processor to foresee them.
-#[cfg(target_arch = "x86_64")]
 const AHEAD: usize = 2;
 
 /// `[c, out * taps]` from weights `[out, c, taps]`, with the taps in the opposite order.
 ///
-/// Where the engine takes any way along a row, a kernel is read backwards where it lies. Otherwise it is turned a part at a
-/// time, in the cache: a copy of all would have to be written and read again.
+/// Where the engine takes any way along a row, a kernel is read backwards where it lies, or where it has become f32. Otherwise
+/// it is turned. Both a part at a time, in the cache: a copy of all would have to be written and read again.
 #[derive(Clone, Copy)]
 pub(super) struct Turned<'a, T> {
     pub(super) weight: &'a [T],
@@ -37,9 +30,9 @@ pub(super) struct Turned<'a, T> {
     pub(super) taps: usize,
 }
 
-// SAFETY: what is copied is made of whole lines, with zeros at the end; otherwise the way leads through the elements of this
+// SAFETY: what is turned is made of whole lines, with zeros at the end; otherwise the way leads through the elements of this
 // part.
-unsafe impl<E: Engine<f32>> Operand<f32, E> for Turned<'_, f32> {
+unsafe impl<T: Number<E>, E: Engine> Operand<E> for Turned<'_, T> {
     fn count(&self) -> usize {
         self.c
     }
@@ -48,50 +41,107 @@ unsafe impl<E: Engine<f32>> Operand<f32, E> for Turned<'_, f32> {
         self.out * self.taps
     }
 
-    /// Where they lie: from the last tap of a kernel to its first, and on to the last of the next output channel's. Kernels
-    /// of one tap are copied: of each line of the cache a few rows would use a part.
-    #[inline(always)]
-    unsafe fn part(&self, rows: Range<usize>, depth: Range<usize>, copied: &mut Vec<Line>) -> Part<f32> {
-        const { assert!(!E::ROWS_IN_LINES) };
+    fn are_copied(&self) -> bool {
+        !T::AS_STORED
+    }
+
+    fn source(&self, rows: Range<usize>, depth: Range<usize>) -> Source {
         let Self { weight, c, taps, .. } = *self;
-        if taps == 1 {
-            // SAFETY: the caller's word.
-            return unsafe { exchanged::<_, E::Simd>(weight, c, rows, depth, copied) };
+        if T::AS_STORED || taps == 1 {
+            return Source::NONE;
         }
-        let (o, tap) = (depth.start / taps, depth.start % taps);
-        let kernels = c * taps;
-        let from = weight[o * kernels + rows.start * taps + taps - 1 - tap..].as_ptr();
-        let way = Way { first: taps - tap, run: taps, step: -1, jump: (kernels + taps) as isize };
-        Part { from, step: taps, way, onward: depth.len() / taps * kernels }
+        let (o, size) = (depth.start / taps, size_of::<T>());
+        let from = weight.as_ptr().wrapping_add((o * c + rows.start) * taps).cast();
+        let pieces = depth.end.div_ceil(taps) - o;
+        Source { from, step: c * taps * size, pieces, bytes: rows.len() * taps * size }
+    }
+
+    /// Kernels of one tap are copied: of each line of the cache a few rows would use a part.
+    #[inline(always)]
+    unsafe fn part(
+        &self,
+        rows: Range<usize>,
+        depth: Range<usize>,
+        copied: &mut Vec<Line>,
+    ) -> Part<E::Number> {
+        // SAFETY: the caller's word; what is turned here comes in pairs.
+        unsafe {
+            if self.taps == 1 {
+                return exchanged::<T, E>(self.weight, self.c, rows, depth, copied);
+            }
+            #[cfg(target_arch = "x86_64")]
+            if E::PER_WORD == 2 {
+                return self.turned::<E>(rows, depth, copied);
+            }
+            self.backwards::<E>(rows, depth, copied)
+        }
     }
 }
 
-// SAFETY: a part is made of whole lines, with zeros at the end.
-#[cfg(target_arch = "x86_64")]
-unsafe impl<E: Engine<bf16, Simd = Avx512>> Operand<bf16, E> for Turned<'_, bf16> {
-    fn count(&self) -> usize {
-        self.c
-    }
-
-    fn depth(&self) -> usize {
-        self.out * self.taps
-    }
-
+impl<T: Copy> Turned<'_, T> {
+    /// From the last tap of a kernel to its first, and on to the last of the next output channel's.
+    ///
+    /// # Safety
+    /// As [`Operand::part`].
     #[inline(always)]
-    unsafe fn part(&self, rows: Range<usize>, depth: Range<usize>, copied: &mut Vec<Line>) -> Part<bf16> {
+    unsafe fn backwards<E: Engine>(
+        &self,
+        rows: Range<usize>,
+        depth: Range<usize>,
+        copied: &mut Vec<Line>,
+    ) -> Part<E::Number>
+    where
+        T: Number<E>,
+    {
+        assert!(!E::ROWS_IN_LINES, "an engine that takes any way along a row");
         let Self { weight, c, taps, .. } = *self;
-        if taps == 1 {
-            // SAFETY: the caller's word.
-            return unsafe { exchanged::<_, E::Simd>(weight, c, rows, depth, copied) };
+        let (o, tap) = (depth.start / taps, depth.start % taps);
+        let last = taps - 1 - tap;
+        let part = |from, kernels: usize, onward| {
+            let way = Way { first: taps - tap, run: taps, step: -1, jump: (kernels + taps) as isize };
+            Part { from, step: taps, way, onward }
+        };
+        if T::AS_STORED {
+            let kernels = c * taps;
+            let from = weight[o * kernels + rows.start * taps + last..].as_ptr();
+            return part(from.cast(), kernels, depth.len() / taps * kernels);
         }
-        let of_line = LANES * bf16::PER_WORD;
+        let channels = o..depth.end.div_ceil(taps);
+        let lines = (rows.len() * taps).div_ceil(LANES);
+        copied.resize(channels.len() * lines, Line::ZERO);
+        for (o, to) in channels.zip(copied.chunks_exact_mut(lines)) {
+            let kernels = &weight[(o * c + rows.start) * taps..][..rows.len() * taps];
+            fetch_ahead(kernels, AHEAD * c * taps);
+            for (from, to) in kernels.chunks(LANES).zip(to) {
+                // SAFETY: the processor has the instructions, says the caller; a line has room for sixteen.
+                unsafe { E::Simd::store(T::words(from.as_ptr(), from.len()), std::ptr::from_mut(to).cast()) };
+            }
+        }
+        // it lies in the first channel's kernels
+        part(copied.as_ptr().cast::<E::Number>().wrapping_add(last), lines * LANES, 0)
+    }
+
+    /// Turned, in whole lines with zeros at the end.
+    ///
+    /// # Safety
+    /// As [`Operand::part`]; the engine must multiply such numbers as they are stored, and these have two bytes.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn turned<E: Engine>(
+        &self,
+        rows: Range<usize>,
+        depth: Range<usize>,
+        copied: &mut Vec<Line>,
+    ) -> Part<E::Number> {
+        let Self { weight, c, taps, .. } = *self;
+        let of_line = LANES * E::PER_WORD;
         let lines = depth.len().div_ceil(of_line);
         let step = copied_step(lines);
         copied.resize(rows.len() * step, Line::ZERO);
         if !depth.len().is_multiple_of(of_line) {
             copied.chunks_exact_mut(step).for_each(|row| row[lines - 1] = Line::ZERO);
         }
-        let (step, to) = (step * of_line, copied.as_mut_ptr().cast::<bf16>());
+        let (step, to) = (step * of_line, copied.as_mut_ptr().cast::<T>());
         for o in depth.start / taps..depth.end.div_ceil(taps) {
             let of_kernel = (o * taps).max(depth.start)..((o + 1) * taps).min(depth.end);
             let kernels = &weight[(o * c + rows.start) * taps..][..rows.len() * taps];
@@ -110,18 +160,18 @@ unsafe impl<E: Engine<bf16, Simd = Avx512>> Operand<bf16, E> for Turned<'_, bf16
                 }
             }
         }
-        Part { from: to, step, way: Way::STRAIGHT, onward: 0 }
+        Part { from: to.cast(), step, way: Way::STRAIGHT, onward: 0 }
     }
 }
 
-/// The nine weights of a kernel of 3x3, from the last to the first.
+/// The nine weights of a kernel of 3x3, of two bytes each, from the last to the first.
 ///
 /// # Safety
 /// The processor must have these features, and both places be valid for nine.
 #[cfg(target_arch = "x86_64")]
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-unsafe fn turn(from: *const bf16, to: *mut bf16) {
+unsafe fn turn<T>(from: *const T, to: *mut T) {
     let backwards = _mm256_setr_epi16(8, 7, 6, 5, 4, 3, 2, 1, 0, 0, 0, 0, 0, 0, 0, 0);
     // SAFETY: the mask has nine lanes.
     unsafe {
@@ -136,14 +186,14 @@ unsafe fn turn(from: *const bf16, to: *mut bf16) {
 /// # Safety
 /// The processor must have these features; the ranges must lie in the matrix.
 #[inline(always)]
-unsafe fn exchanged<T: Number<S>, S: Simd>(
+unsafe fn exchanged<T: Number<E>, E: Engine>(
     matrix: &[T],
     c: usize,
     rows: Range<usize>,
     depth: Range<usize>,
     copied: &mut Vec<Line>,
-) -> Part<T> {
-    let of_line = LANES * T::PER_WORD;
+) -> Part<E::Number> {
+    let of_line = LANES * E::PER_WORD;
     let step = copied_step(depth.len().div_ceil(of_line));
     copied.resize(rows.len().next_multiple_of(LANES) * step, Line::ZERO);
     let to = copied.as_mut_ptr();
@@ -151,22 +201,22 @@ unsafe fn exchanged<T: Number<S>, S: Simd>(
         for (block, row) in rows.clone().step_by(LANES).enumerate() {
             let count = rows.end - row;
             // SAFETY: the caller's word.
-            let mut words = unsafe { [S::splat(0.0); LANES] };
-            for (word, d) in words.iter_mut().zip((first..depth.end).step_by(T::PER_WORD)) {
+            let mut words = unsafe { [E::Simd::splat(0.0); LANES] };
+            for (word, d) in words.iter_mut().zip((first..depth.end).step_by(E::PER_WORD)) {
                 let from = |d: usize| matrix.as_ptr().wrapping_add(d * c + row);
                 fetch(from(d + of_line));
                 // SAFETY: past the last row nothing is read.
                 unsafe {
                     let next =
-                        (T::PER_WORD == 2 && d + 1 < depth.end).then(|| T::sixteen(from(d + 1), count));
+                        (E::PER_WORD == 2 && d + 1 < depth.end).then(|| T::sixteen(from(d + 1), count));
                     *word = T::zipped(T::sixteen(from(d), count), next);
                 }
             }
             // SAFETY: the caller's word.
-            let words = unsafe { S::transpose(words) };
+            let words = unsafe { E::Simd::transpose(words) };
             for (i, words) in words.into_iter().enumerate() {
                 // SAFETY: there is room for whole blocks of rows.
-                unsafe { S::store(words, to.add((block * LANES + i) * step + line).cast()) };
+                unsafe { E::Simd::store(words, to.add((block * LANES + i) * step + line).cast()) };
             }
         }
     }
@@ -174,7 +224,6 @@ unsafe fn exchanged<T: Number<S>, S: Simd>(
 }
 
 /// Has what lies `ahead` elements behind `elements` brought into the cache, as much as they are.
-#[cfg(target_arch = "x86_64")]
 #[inline(always)]
 fn fetch_ahead<T>(elements: &[T], ahead: usize) {
     let from = elements.as_ptr().wrapping_add(ahead).cast::<u8>();

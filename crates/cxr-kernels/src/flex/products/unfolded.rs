@@ -6,8 +6,9 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::super::conv::Geometry;
-use super::number::{Element, Line, Number};
-use super::product::{Columns, place, words};
+use super::super::half::Stored;
+use super::number::{Line, Number};
+use super::product::{Columns, Engine, place, words};
 use super::simd::{LANES, Simd};
 
 /// Images with their padding, and where in them each line and each column begins: an element of the matrix is at the sum
@@ -18,7 +19,7 @@ pub(super) struct Unfolded<'a, T: Clone> {
     columns: Vec<usize>,
 }
 
-impl<'a, T: Element> Unfolded<'a, T> {
+impl<'a, T: Stored> Unfolded<'a, T> {
     /// Of the images `x` `[n, c, h, w]`.
     pub(super) fn new(geometry: &Geometry, x: &'a [T]) -> Self {
         let ([c, h, w], [_, height, width], [kh, kw]) = (geometry.input, geometry.output, geometry.kernel);
@@ -78,7 +79,7 @@ impl Run {
     /// # Safety
     /// The processor must have the instructions; the line must have all of the run's columns.
     #[inline(always)]
-    unsafe fn load<T: Number<S>, S: Simd>(&self, from: *const T) -> T::Sixteen {
+    unsafe fn load<T: Number<E>, E: Engine>(&self, from: *const T) -> T::Sixteen {
         // SAFETY: the columns are there, says the caller.
         unsafe {
             match self {
@@ -97,7 +98,7 @@ impl Run {
 }
 
 // SAFETY: `pack` writes every line of every vector of the panel.
-unsafe impl<T: Number<S>, S: Simd> Columns<T, S> for Unfolded<'_, T> {
+unsafe impl<T: Number<E>, E: Engine> Columns<E> for Unfolded<'_, T> {
     fn count(&self) -> usize {
         self.columns.len()
     }
@@ -105,16 +106,19 @@ unsafe impl<T: Number<S>, S: Simd> Columns<T, S> for Unfolded<'_, T> {
     #[inline(always)]
     unsafe fn pack(&self, columns: Range<usize>, depth: Range<usize>, panel: *mut Line) {
         let vectors = columns.len().div_ceil(LANES);
-        let words_of_panel = words::<T>(depth.len());
+        let words_of_panel = words::<E>(depth.len());
         let data = self.data.as_ptr();
         for (v, places) in self.columns[columns].chunks(LANES).enumerate() {
             let run = Run::new(places);
-            for (word, lines) in self.lines[depth.clone()].chunks(T::PER_WORD).enumerate() {
+            for (word, lines) in self.lines[depth.clone()].chunks(E::PER_WORD).enumerate() {
                 // SAFETY: all lines have all columns, and the panel has this line.
                 unsafe {
-                    let next = lines.get(1).map(|line| run.load(data.add(*line)));
-                    let words = T::zipped(run.load(data.add(lines[0])), next);
-                    S::store(words, panel.add(place::<S>(word, v, vectors, words_of_panel)).cast());
+                    let next = lines.get(1).map(|line| run.load::<T, E>(data.add(*line)));
+                    let words = T::zipped(run.load::<T, E>(data.add(lines[0])), next);
+                    E::Simd::store(
+                        words,
+                        panel.add(place::<E::Simd>(word, v, vectors, words_of_panel)).cast(),
+                    );
                 }
             }
         }

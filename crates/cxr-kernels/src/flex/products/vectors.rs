@@ -10,9 +10,9 @@ use std::marker::PhantomData;
 use burn::tensor::bf16;
 
 use super::ahead::{Ahead, fetch};
+use super::number::Line;
 #[cfg(target_arch = "x86_64")]
 use super::number::has_bf16;
-use super::number::{Element, Line};
 use super::product::{Engine, Part, Tile, place, words};
 #[cfg(target_arch = "x86_64")]
 use super::simd::Avx512;
@@ -45,10 +45,11 @@ macro_rules! by_size {
     };
 }
 
-/// Multiply-add for f32; for bf16, on AVX-512, `vdpbf16ps`, which adds the products of two pairs to an f32.
+/// Multiply-add of f32.
 pub(super) struct Vectors<S>(PhantomData<S>);
 
-impl<S: Simd> Engine<f32> for Vectors<S> {
+impl<S: Simd> Engine for Vectors<S> {
+    type Number = f32;
     type Simd = S;
     const ROWS: usize = ROWS;
     const ROWS_IN_LINES: bool = false;
@@ -66,7 +67,7 @@ impl<S: Simd> Engine<f32> for Vectors<S> {
     unsafe fn multiply(&mut self, tile: Tile<f32>, rows: usize, vectors: usize) {
         let mut ahead = tile.ahead(rows, vectors.div_ceil(S::TILE));
         for first in (0..vectors).step_by(S::TILE) {
-            let (tile, vectors) = (tile.at_vector::<S>(first, vectors), S::TILE.min(vectors - first));
+            let (tile, vectors) = (tile.at_vector::<Self>(first, vectors), S::TILE.min(vectors - first));
             for row in (0..rows).step_by(ROWS) {
                 let (tile, ahead) = (tile.below(row, rows), &mut ahead);
                 // SAFETY: the caller's word.
@@ -76,8 +77,13 @@ impl<S: Simd> Engine<f32> for Vectors<S> {
     }
 }
 
+/// `vdpbf16ps` of AVX-512, which adds the products of two pairs of bf16 to an f32.
 #[cfg(target_arch = "x86_64")]
-impl Engine<bf16> for Vectors<Avx512> {
+pub(super) struct Pairs;
+
+#[cfg(target_arch = "x86_64")]
+impl Engine for Pairs {
+    type Number = bf16;
     type Simd = Avx512;
     const ROWS: usize = ROWS;
     const ROWS_IN_LINES: bool = false;
@@ -89,7 +95,7 @@ impl Engine<bf16> for Vectors<Avx512> {
     }
 
     fn begin() -> Self {
-        Self(PhantomData)
+        Self
     }
 
     unsafe fn multiply(&mut self, tile: Tile<bf16>, rows: usize, vectors: usize) {
@@ -186,15 +192,15 @@ fn fetch_rows<const R: usize, T>(row: *const T, step: usize, onward: usize) {
     }
 }
 
-impl<T: Element> Tile<T> {
+impl<T: Copy> Tile<T> {
     /// What the next panel is made of, a part for each run of each tile of these rows, and so many times over.
     fn ahead(&self, rows: usize, times: usize) -> Ahead {
         Ahead::new(self.next, times * rows.div_ceil(ROWS) * self.depth.div_ceil(LANES))
     }
 
     /// From vector `first` on, of so many.
-    fn at_vector<S: Simd>(self, first: usize, vectors: usize) -> Self {
-        let panel = self.panel.wrapping_add(place::<S>(0, first, vectors, words::<T>(self.depth)));
+    fn at_vector<E: Engine>(self, first: usize, vectors: usize) -> Self {
+        let panel = self.panel.wrapping_add(place::<E::Simd>(0, first, vectors, words::<E>(self.depth)));
         Self { panel, sums: self.sums.wrapping_add(first * LANES), ..self }
     }
 

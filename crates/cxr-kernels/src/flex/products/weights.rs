@@ -6,8 +6,8 @@ use rayon::prelude::*;
 
 use super::super::elementwise::filled;
 use super::ahead::Source;
-use super::number::{Element, Line, Number};
-use super::product::{Columns, WIDTH, WORDS, pack_whole, place, words};
+use super::number::{Line, Number};
+use super::product::{Columns, Engine, WIDTH, WORDS, Words, pack_whole, place, words};
 use super::simd::{LANES, Simd};
 
 /// A matrix `[columns, depth]`: a column's elements lie side by side.
@@ -27,11 +27,11 @@ pub(super) struct Panels {
 }
 
 impl Panels {
-    /// Needs [`Simd::is_available`].
-    pub(super) fn new<T: Number<S>, S: Simd>(matrix: &impl Columns<T, S>, depth: usize) -> Self {
-        assert!(S::is_available(), "panels for instructions that this processor does not have");
+    /// Needs [`Engine::is_available`].
+    pub(super) fn new<E: Engine>(matrix: &impl Columns<E>, depth: usize) -> Self {
+        assert!(E::is_available(), "panels for instructions that this processor does not have");
         let columns = matrix.count();
-        let words = words::<T>(depth);
+        let words = words::<E>(depth);
         let of_group = (words * WIDTH / LANES).max(1);
         // SAFETY: the groups cover all columns, and each panel is written whole.
         let lines = unsafe {
@@ -40,10 +40,10 @@ impl Panels {
                     let group = group * WIDTH..((group + 1) * WIDTH).min(columns);
                     let vectors = group.len().div_ceil(LANES);
                     for (lines, word) in lines.chunks_mut(WORDS * vectors).zip((0..words).step_by(WORDS)) {
-                        let start = word * T::PER_WORD;
-                        let end = (start + WORDS * T::PER_WORD).min(depth);
+                        let start = word * E::PER_WORD;
+                        let end = (start + WORDS * E::PER_WORD).min(depth);
                         let panel = lines.as_mut_ptr().cast();
-                        S::run(
+                        E::Simd::run(
                             #[inline(always)]
                             || pack_whole(matrix, group.clone(), start..end, panel),
                         );
@@ -55,21 +55,21 @@ impl Panels {
     }
 
     /// The panel of these columns and this part of the depth.
-    fn panel<T: Element>(&self, columns: &Range<usize>, depth: &Range<usize>) -> *const Line {
-        debug_assert!(columns.start.is_multiple_of(LANES) && depth.start.is_multiple_of(WORDS * T::PER_WORD));
+    fn panel<E: Engine>(&self, columns: &Range<usize>, depth: &Range<usize>) -> *const Line {
+        debug_assert!(columns.start.is_multiple_of(LANES) && depth.start.is_multiple_of(WORDS * E::PER_WORD));
         let before = columns.start / LANES * self.words;
-        let above = depth.start / T::PER_WORD * columns.len().div_ceil(LANES);
+        let above = depth.start / E::PER_WORD * columns.len().div_ceil(LANES);
         self.lines[before + above..].as_ptr()
     }
 
     /// What the panels of such a matrix take.
-    pub(super) fn bytes<T: Element>(columns: usize, depth: usize) -> usize {
-        columns.div_ceil(LANES) * words::<T>(depth) * size_of::<Line>()
+    pub(super) fn bytes<E: Engine>(columns: usize, depth: usize) -> usize {
+        columns.div_ceil(LANES) * words::<E>(depth) * size_of::<Line>()
     }
 }
 
 // SAFETY: `pack` writes every line of every vector of the panel.
-unsafe impl<T: Number<S>, S: Simd> Columns<T, S> for Transposed<'_, T> {
+unsafe impl<T: Number<E>, E: Engine> Columns<E> for Transposed<'_, T> {
     fn count(&self) -> usize {
         self.columns
     }
@@ -87,12 +87,12 @@ unsafe impl<T: Number<S>, S: Simd> Columns<T, S> for Transposed<'_, T> {
     #[inline(always)]
     unsafe fn pack(&self, columns: Range<usize>, depth: Range<usize>, panel: *mut Line) {
         let vectors = columns.len().div_ceil(LANES);
-        let (lines, words_of_panel) = (depth.len().div_ceil(T::PER_WORD), words::<T>(depth.len()));
+        let (lines, words_of_panel) = (depth.len().div_ceil(E::PER_WORD), words::<E>(depth.len()));
         for (v, first) in columns.clone().step_by(LANES).enumerate() {
             let count = LANES.min(columns.end - first);
-            for (block, start) in depth.clone().step_by(T::PER_WORD * LANES).enumerate() {
+            for (block, start) in depth.clone().step_by(E::PER_WORD * LANES).enumerate() {
                 // SAFETY: the caller's word.
-                let mut words = unsafe { [S::splat(0.0); LANES] };
+                let mut words = unsafe { [E::Simd::splat(0.0); LANES] };
                 for (i, words) in words.iter_mut().take(count).enumerate() {
                     // SAFETY: so many elements are left of this column.
                     unsafe {
@@ -101,11 +101,14 @@ unsafe impl<T: Number<S>, S: Simd> Columns<T, S> for Transposed<'_, T> {
                     }
                 }
                 // SAFETY: the caller's word.
-                let words = unsafe { S::transpose(words) };
+                let words = unsafe { E::Simd::transpose(words) };
                 for (line, words) in (block * LANES..lines).zip(words) {
                     // SAFETY: the panel has this line.
                     unsafe {
-                        S::store(words, panel.add(place::<S>(line, v, vectors, words_of_panel)).cast())
+                        E::Simd::store(
+                            words,
+                            panel.add(place::<E::Simd>(line, v, vectors, words_of_panel)).cast(),
+                        )
                     };
                 }
             }
@@ -122,7 +125,7 @@ pub(super) struct Plain<'a, T> {
 }
 
 // SAFETY: `pack` writes every line of every vector of the panel.
-unsafe impl<T: Number<S>, S: Simd> Columns<T, S> for Plain<'_, T> {
+unsafe impl<T: Number<E>, E: Engine> Columns<E> for Plain<'_, T> {
     fn count(&self) -> usize {
         self.columns
     }
@@ -140,17 +143,21 @@ unsafe impl<T: Number<S>, S: Simd> Columns<T, S> for Plain<'_, T> {
     #[inline(always)]
     unsafe fn pack(&self, columns: Range<usize>, depth: Range<usize>, panel: *mut Line) {
         let vectors = columns.len().div_ceil(LANES);
-        let words = words::<T>(depth.len());
-        for (word, at) in depth.clone().step_by(T::PER_WORD).enumerate() {
+        let words = words::<E>(depth.len());
+        for (word, at) in depth.clone().step_by(E::PER_WORD).enumerate() {
             for (v, first) in columns.clone().step_by(LANES).enumerate() {
                 let (from, left) = (at * self.step + first, columns.end - first);
                 // SAFETY: past the last column nothing is read, and the panel has this line.
                 unsafe {
                     let from = self.data.as_ptr().add(from);
-                    let next = (T::PER_WORD == 2 && at + 1 < depth.end).then(|| from.add(self.step));
+                    let next = (E::PER_WORD == 2 && at + 1 < depth.end).then(|| from.add(self.step));
                     // most are whole, which takes no mask
-                    let vector = if left >= LANES { zip(from, next, LANES) } else { zip(from, next, left) };
-                    S::store(vector, panel.add(place::<S>(word, v, vectors, words)).cast());
+                    let vector = if left >= LANES {
+                        zip::<T, E>(from, next, LANES)
+                    } else {
+                        zip::<T, E>(from, next, left)
+                    };
+                    E::Simd::store(vector, panel.add(place::<E::Simd>(word, v, vectors, words)).cast());
                 }
             }
         }
@@ -162,7 +169,7 @@ unsafe impl<T: Number<S>, S: Simd> Columns<T, S> for Plain<'_, T> {
 /// # Safety
 /// The processor must have the instructions, and the elements be there.
 #[inline(always)]
-unsafe fn zip<T: Number<S>, S: Simd>(line: *const T, next: Option<*const T>, count: usize) -> S::Words {
+unsafe fn zip<T: Number<E>, E: Engine>(line: *const T, next: Option<*const T>, count: usize) -> Words<E> {
     // SAFETY: the caller's word.
     unsafe { T::zipped(T::sixteen(line, count), next.map(|next| T::sixteen(next, count))) }
 }
@@ -174,13 +181,13 @@ pub(super) struct Packed<'a> {
 }
 
 // SAFETY: `packed` returns panels that `pack_whole` has written, always, so that `pack` is never called.
-unsafe impl<T: Number<S>, S: Simd> Columns<T, S> for Packed<'_> {
+unsafe impl<E: Engine> Columns<E> for Packed<'_> {
     fn count(&self) -> usize {
         self.columns
     }
 
     fn packed(&self, columns: &Range<usize>, depth: &Range<usize>) -> Option<*const Line> {
-        Some(self.panels.panel::<T>(columns, depth))
+        Some(self.panels.panel::<E>(columns, depth))
     }
 
     unsafe fn pack(&self, _: Range<usize>, _: Range<usize>, _: *mut Line) {

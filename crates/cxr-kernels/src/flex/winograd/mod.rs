@@ -18,17 +18,18 @@ mod weights;
 
 use std::sync::Arc;
 
-use burn::tensor::{Shape, TensorMetadata};
+use burn::tensor::{DType, Shape, TensorMetadata, bf16, f16};
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use self::inputs::Tiles;
 use self::product::{LANES, PANEL};
-use self::transform::{Lanes, OUTPUTS, Outputs, POSITIONS, TAPS};
-use self::weights::{BLOCK, DEPTH, Kernels, STEP, Transformed};
+use self::transform::{Lanes, OUTPUTS, Outputs, POSITIONS};
+use self::weights::{BLOCK, DEPTH, Gathered, Kernels, STEP, Transformed, Weight};
 use super::elementwise::{contiguous, slice, tensor};
 use super::fast_math::{Kernel, Vectors};
 use super::gemm::Shared;
+use super::half::elements;
 use super::kept::kept;
 use super::layout::{TILE, transpose_tile};
 use crate::WeightCache;
@@ -61,12 +62,12 @@ impl Plan {
     }
 
     /// Whether transformed weights are kept until the end of a call.
-    fn keeps_transformed(&self, kernels: &Kernels<'_>) -> bool {
+    fn keeps_transformed(&self, kernels: &Kernels<'_, impl Weight>) -> bool {
         self.strips() * self.tiles[1] > TASK_TILES && Transformed::bytes(kernels) <= KEPT_BYTES
     }
 
     /// How often a call transforms each weight that it does not find transformed.
-    fn transforms(&self, kernels: &Kernels<'_>) -> usize {
+    fn transforms(&self, kernels: &Kernels<'_, impl Weight>) -> usize {
         if self.keeps_transformed(kernels) { 1 } else { (self.strips() * self.tiles[1]).div_ceil(TASK_TILES) }
     }
 
@@ -84,8 +85,23 @@ pub(super) fn applies(x: &Shape, weight: &Shape, stride: usize, padding: usize) 
     fits && c.min(out) >= FEWEST_CHANNELS && pixels >= FEWEST_PIXELS
 }
 
-/// `x` `[n, c, h, w]`, `weight` `[out, c, 3, 3]`, `bias` `[out]`: `[n, out, h', w']`.
+/// `x` `[n, c, h, w]` and `bias` `[out]` in f32, `weight` `[out, c, 3, 3]` in any dtype but f64: `[n, out, h', w']`.
 pub(super) fn forward(
+    x: FlexTensor,
+    weight: FlexTensor,
+    bias: Option<FlexTensor>,
+    padding: usize,
+    cache: &WeightCache,
+) -> FlexTensor {
+    let by = match weight.dtype() {
+        DType::BF16 => forward_by::<bf16>,
+        DType::F16 => forward_by::<f16>,
+        _ => forward_by::<f32>,
+    };
+    by(x, weight, bias, padding, cache)
+}
+
+fn forward_by<T: Weight>(
     x: FlexTensor,
     weight: FlexTensor,
     bias: Option<FlexTensor>,
@@ -97,7 +113,7 @@ pub(super) fn forward(
     let [batch, c, h, w] = x.shape().dims();
     let out = weight.shape()[0];
     let output = [out, h + 2 * padding - 2, w + 2 * padding - 2];
-    let kernels = Kernels { data: slice(&weight), outputs: out, inputs: c, rotated: false };
+    let kernels = Kernels { data: elements::<T>(&weight), outputs: out, inputs: c, rotated: false };
     let plan = Plan::new(batch, [c, h, w], output, padding);
     let vectors = Vectors::widest();
     let (bytes, uses) = (Transformed::bytes(&kernels), plan.transforms(&kernels));
@@ -106,8 +122,22 @@ pub(super) fn forward(
     tensor(y, Shape::new([batch, output[0], output[1], output[2]]))
 }
 
-/// Gradient with respect to the input, whose shape is `x_shape`: the gradient convolved with the rotated weights.
+/// Gradient with respect to the input, whose shape is `x_shape`: the gradient, in f32, convolved with the rotated weights.
 pub(super) fn x_backward(
+    x_shape: &Shape,
+    weight: FlexTensor,
+    grad: FlexTensor,
+    padding: usize,
+) -> FlexTensor {
+    let by = match weight.dtype() {
+        DType::BF16 => x_backward_by::<bf16>,
+        DType::F16 => x_backward_by::<f16>,
+        _ => x_backward_by::<f32>,
+    };
+    by(x_shape, weight, grad, padding)
+}
+
+fn x_backward_by<T: Weight>(
     x_shape: &Shape,
     weight: FlexTensor,
     grad: FlexTensor,
@@ -116,16 +146,16 @@ pub(super) fn x_backward(
     let (weight, grad) = (contiguous(weight), contiguous(grad));
     let [batch, c, h, w] = x_shape.dims();
     let [_, out, grad_h, grad_w] = grad.shape().dims();
-    let kernels = Kernels { data: slice(&weight), outputs: c, inputs: out, rotated: true };
+    let kernels = Kernels { data: elements::<T>(&weight), outputs: c, inputs: out, rotated: true };
     let plan = Plan::new(batch, [out, grad_h, grad_w], [c, h, w], 2 - padding);
     tensor(convolve(plan, Vectors::widest(), slice(&grad), kernels, None, None), x_shape.clone())
 }
 
-fn convolve(
+fn convolve<T: Weight>(
     plan: Plan,
     vectors: Vectors,
     x: &[f32],
-    kernels: Kernels<'_>,
+    kernels: Kernels<'_, T>,
     bias: Option<&[f32]>,
     transformed: Option<Arc<Transformed>>,
 ) -> Vec<f32> {
@@ -145,7 +175,7 @@ fn convolve(
             .step_by(TASK_TILES)
             .flat_map(|tile| (0..kernels.lane_blocks()).map(move |block| (tile, block)))
             .collect();
-        tasks.into_par_iter().for_each_init(Scratch::default, |scratch, (tile, lane_block)| {
+        tasks.into_par_iter().for_each_init(Scratch::<T>::default, |scratch, (tile, lane_block)| {
             let count = TASK_TILES.min(tiles.count - tile);
             // SAFETY: the vectors are here, and these tiles of these channels of `out` are this task's.
             unsafe {
@@ -168,9 +198,8 @@ fn convolve(
 }
 
 /// What a task computes in.
-#[derive(Default)]
-struct Scratch {
-    gathered: Vec<[Lanes; TAPS]>,
+struct Scratch<T> {
+    gathered: Gathered<T>,
     weights: Vec<f32>,
     /// `[POSITIONS][TASK_TILES, LANES]`, positions [`SUMS`] apart.
     sums: Vec<f32>,
@@ -181,7 +210,13 @@ struct Scratch {
 /// From one position of the sums to the next.
 const SUMS: usize = TASK_TILES * LANES + TILE;
 
-impl Scratch {
+impl<T> Default for Scratch<T> {
+    fn default() -> Self {
+        Self { gathered: Gathered::default(), weights: Vec::new(), sums: Vec::new(), pixels: Vec::new() }
+    }
+}
+
+impl<T: Weight> Scratch<T> {
     /// The products of `count` tiles from panel `panel` on with a block of output channels.
     ///
     /// # Safety
@@ -192,7 +227,7 @@ impl Scratch {
         tiles: &Tiles,
         panel: usize,
         count: usize,
-        kernels: Kernels<'_>,
+        kernels: Kernels<'_, T>,
         lane_block: usize,
         transformed: Option<&Transformed>,
     ) {

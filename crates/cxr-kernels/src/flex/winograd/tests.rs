@@ -1,9 +1,11 @@
 //! Against the definition in f64, on every kind of vectors that this processor has.
 
-use burn::tensor::Shape;
+use burn::tensor::{Shape, bf16, f16};
 use proptest::prelude::*;
 
+use super::super::elementwise::filled;
 use super::super::fast_math::Vectors;
+use super::super::half::Half;
 use super::{Kernels, Plan, Transformed, applies, convolve};
 
 fn numbers(count: usize, seed: u64) -> Vec<f32> {
@@ -53,6 +55,21 @@ fn error(found: &[f32], expected: &[f64]) -> f64 {
     difference / norm(&mut expected.iter().map(|value| value * value))
 }
 
+/// Asserts that kernels in half precision give the bits that they give in f32, transformed before or not.
+fn check_halves<H: Half>(plan: Plan, vectors: Vectors, x: &[f32], kernels: Kernels<'_, f32>) {
+    // SAFETY: `narrow` writes all of it.
+    let narrow = unsafe { filled(kernels.data.len(), |to| H::narrow(kernels.data, to)) };
+    let mut wide = vec![0.0; narrow.len()];
+    H::widen(&narrow, &mut wide);
+    let Kernels { outputs, inputs, rotated, .. } = kernels;
+    let wide = Kernels { data: &wide, outputs, inputs, rotated };
+    let narrow = Kernels { data: &narrow, outputs, inputs, rotated };
+    let expected = convolve(plan, vectors, x, wide, None, None);
+    assert!(convolve(plan, vectors, x, narrow, None, None) == expected, "{vectors:?}: bits of halves");
+    let transformed = Some(Transformed::new(vectors, narrow).into());
+    assert!(convolve(plan, vectors, x, narrow, None, transformed) == expected, "{vectors:?}: bits of halves");
+}
+
 /// Asserts that `weight` and `x` from `seed` give the definition's result, on every kind of vectors.
 fn check([batch, c, h, w]: [usize; 4], out: usize, padding: usize, rotated: bool, seed: u64) {
     let (x, data) = (numbers(batch * c * h * w, seed), numbers(out * c * 9, seed ^ 1));
@@ -75,6 +92,8 @@ fn check([batch, c, h, w]: [usize; 4], out: usize, padding: usize, rotated: bool
                 y,
                 "{vectors:?}: bits"
             );
+            check_halves::<bf16>(plan, vectors, &x, kernels);
+            check_halves::<f16>(plan, vectors, &x, kernels);
         }
     }
 }

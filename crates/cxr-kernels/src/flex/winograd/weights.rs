@@ -3,9 +3,10 @@
 use rayon::prelude::*;
 
 use super::super::fast_math::{Kernel, Vectors};
+use super::super::half::{Half, Stored};
 use super::super::layout::{TILE, transpose_tile};
 use super::product::LANES;
-use super::transform::{Lanes, POSITIONS, TAPS, Weights};
+use super::transform::{POSITIONS, TAPS, Weights};
 
 /// Input channels of a block: with 32 output channels 0.6 MiB, for the second-level cache.
 pub(super) const DEPTH: usize = 128;
@@ -16,18 +17,53 @@ pub(super) const BLOCK: usize = POSITIONS * STEP;
 /// Input channels that are gathered at a time, for the first-level cache.
 const GROUP: usize = 16;
 
+/// A number that kernels are stored as.
+pub(super) trait Weight: Stored {
+    /// Kernels in f32, in `wide` unless they are that.
+    fn widened<'a>(gathered: &'a [Taps<Self>], wide: &'a mut Vec<Taps<f32>>) -> &'a [Taps<f32>];
+}
+
+impl Weight for f32 {
+    fn widened<'a>(gathered: &'a [Taps<f32>], _: &'a mut Vec<Taps<f32>>) -> &'a [Taps<f32>] {
+        gathered
+    }
+}
+
+impl<H: Half> Weight for H {
+    fn widened<'a>(gathered: &'a [Taps<H>], wide: &'a mut Vec<Taps<f32>>) -> &'a [Taps<f32>] {
+        wide.resize(gathered.len(), [[0.0; LANES]; TAPS]);
+        H::widen(gathered.as_flattened().as_flattened(), wide.as_flattened_mut().as_flattened_mut());
+        wide
+    }
+}
+
+/// The weights of one input channel's kernels for [`LANES`] output channels.
+pub(super) type Taps<T> = [[T; LANES]; TAPS];
+
+/// Some kernels as they are stored, and in f32.
+pub(super) struct Gathered<T> {
+    as_stored: Vec<Taps<T>>,
+    wide: Vec<Taps<f32>>,
+}
+
+impl<T> Default for Gathered<T> {
+    fn default() -> Self {
+        Self { as_stored: Vec::new(), wide: Vec::new() }
+    }
+}
+
 /// The 3x3 kernels of a convolution.
 #[derive(Clone, Copy)]
-pub(super) struct Kernels<'a> {
+pub(super) struct Kernels<'a, T> {
     /// `[outputs, inputs, 3, 3]`; `[inputs, outputs, 3, 3]` if `rotated`.
-    pub(super) data: &'a [f32],
+    pub(super) data: &'a [T],
     pub(super) outputs: usize,
     pub(super) inputs: usize,
     /// Of the convolution's gradient: channels exchanged, and each kernel turned by half a circle.
     pub(super) rotated: bool,
 }
 
-impl Kernels<'_> {
+impl<T: Weight> Kernels<'_, T> {
     /// Blocks along the input channels.
     pub(super) fn depth_blocks(&self) -> usize {
         self.inputs.div_ceil(DEPTH)
@@ -56,20 +92,20 @@ impl Kernels<'_> {
         &self,
         vectors: Vectors,
         [lane_block, depth_block]: [usize; 2],
-        gathered: &mut Vec<[Lanes; TAPS]>,
+        Gathered { as_stored, wide }: &mut Gathered<T>,
         to: &mut [f32],
     ) {
-        gathered.resize(GROUP, [[0.0; LANES]; TAPS]);
+        as_stored.resize(GROUP, [[T::default(); LANES]; TAPS]);
         let (first_lane, first) = (lane_block * LANES, depth_block * DEPTH);
         let depth = self.depth(depth_block);
         for start in (0..depth).step_by(GROUP) {
             let count = GROUP.min(depth - start);
-            let group = &mut gathered[..count];
+            let group = &mut as_stored[..count];
             let to = &mut to[start * LANES..];
             // SAFETY: the caller's.
             unsafe {
                 vectors.run(Gather { kernels: *self, first_lane, first: first + start, to: group });
-                vectors.run(Weights { from: group, to, step: STEP });
+                vectors.run(Weights { from: T::widened(group, wide), to, step: STEP });
             }
         }
     }
@@ -81,10 +117,10 @@ pub(super) struct Transformed(Vec<f32>);
 impl Transformed {
     /// # Panics
     /// If the processor has no such vectors.
-    pub(super) fn new(vectors: Vectors, kernels: Kernels<'_>) -> Self {
+    pub(super) fn new<T: Weight>(vectors: Vectors, kernels: Kernels<'_, T>) -> Self {
         assert!(vectors.are_here(), "{vectors:?} on a processor without them");
         let mut blocks = vec![0.0_f32; kernels.blocks() * BLOCK];
-        blocks.par_chunks_mut(BLOCK).enumerate().for_each_init(Vec::new, |gathered, (i, to)| {
+        blocks.par_chunks_mut(BLOCK).enumerate().for_each_init(Gathered::default, |gathered, (i, to)| {
             let place = [i / kernels.depth_blocks(), i % kernels.depth_blocks()];
             // SAFETY: the vectors are here.
             unsafe { kernels.block(vectors, place, gathered, to) };
@@ -93,24 +129,28 @@ impl Transformed {
     }
 
     /// What they take.
-    pub(super) fn bytes(kernels: &Kernels<'_>) -> usize {
+    pub(super) fn bytes<T: Weight>(kernels: &Kernels<'_, T>) -> usize {
         kernels.blocks() * BLOCK * size_of::<f32>()
     }
 
-    pub(super) fn block(&self, kernels: &Kernels<'_>, [lane_block, depth_block]: [usize; 2]) -> &[f32] {
+    pub(super) fn block<T: Weight>(
+        &self,
+        kernels: &Kernels<'_, T>,
+        [lane_block, depth_block]: [usize; 2],
+    ) -> &[f32] {
         &self.0[(lane_block * kernels.depth_blocks() + depth_block) * BLOCK..][..BLOCK]
     }
 }
 
 /// Kernels of [`LANES`] output and some input channels, channel by channel and tap by tap.
-struct Gather<'a> {
-    kernels: Kernels<'a>,
+struct Gather<'a, T> {
+    kernels: Kernels<'a, T>,
     first_lane: usize,
     first: usize,
-    to: &'a mut [[Lanes; TAPS]],
+    to: &'a mut [Taps<T>],
 }
 
-impl Kernel for Gather<'_> {
+impl<T: Weight> Kernel for Gather<'_, T> {
     type Output = ();
 
     #[inline(always)]
@@ -127,10 +167,10 @@ impl Kernel for Gather<'_> {
     }
 }
 
-impl Kernels<'_> {
+impl<T: Weight> Kernels<'_, T> {
     /// [`TILE`] lanes from `lane` on, of which `lanes` are there, into lanes `half..` of `to`.
     #[inline(always)]
-    fn gather(&self, lane: usize, first: usize, half: usize, lanes: usize, to: &mut [Lanes]) {
+    fn gather(&self, lane: usize, first: usize, half: usize, lanes: usize, to: &mut [[T; LANES]]) {
         let row = self.inputs * TAPS;
         let from = lane * row + first * TAPS;
         for column in (0..to.len()).step_by(TILE) {
@@ -141,13 +181,13 @@ impl Kernels<'_> {
                 // SAFETY: the rows end in the kernels, as was just checked, and `to` has as many lines.
                 unsafe {
                     let from = self.data.as_ptr().add(from + column);
-                    transpose_tile(from, row, to.as_mut_ptr().cast::<f32>().add(half), LANES);
+                    transpose_tile(from, row, to.as_mut_ptr().cast::<T>().add(half), LANES);
                 }
                 continue;
             }
             for (i, line) in to.iter_mut().enumerate().skip(column).take(TILE) {
                 for l in 0..TILE {
-                    line[half + l] = if l < lanes { self.data[from + l * row + i] } else { 0.0 };
+                    line[half + l] = if l < lanes { self.data[from + l * row + i] } else { T::default() };
                 }
             }
         }
@@ -155,8 +195,8 @@ impl Kernels<'_> {
 
     /// The same for rotated kernels.
     #[inline(always)]
-    fn gather_rotated(&self, lane: usize, first: usize, half: usize, lanes: usize, to: &mut [Lanes]) {
-        let mut tile = [[0.0_f32; TILE]; TILE];
+    fn gather_rotated(&self, lane: usize, first: usize, half: usize, lanes: usize, to: &mut [[T; LANES]]) {
+        let mut tile = [[T::default(); TILE]; TILE];
         for (i, lines) in to.chunks_exact_mut(TAPS).enumerate() {
             let from = ((first + i) * self.outputs + lane) * TAPS;
             // a row is read beyond its kernel, so not at the very end
@@ -166,7 +206,7 @@ impl Kernels<'_> {
             } else {
                 for (tap, line) in tile[..TAPS].iter_mut().enumerate() {
                     for (l, value) in line.iter_mut().enumerate() {
-                        *value = if l < lanes { self.data[from + l * TAPS + tap] } else { 0.0 };
+                        *value = if l < lanes { self.data[from + l * TAPS + tap] } else { T::default() };
                     }
                 }
             }
