@@ -1,7 +1,7 @@
 //! What UNet and autoencoder share: residual blocks and the layers that change the size.
 
 use burn::module::{Module, ModuleMapper, Param};
-use burn::tensor::{DType, Tensor, backend::Backend};
+use burn::tensor::{DType, FloatDType, Tensor, backend::Backend};
 use cxr_kernels::nn::{GroupNorm, GroupNormConfig};
 use cxr_kernels::{DiffusionBackend, ops};
 use cxr_lora::{LayerMut, LayerRef, LoraConv2d, LoraConv2dConfig, LoraLinear, LoraLinearConfig};
@@ -156,11 +156,11 @@ fn pad_right_and_bottom<B: Backend>(x: Tensor<B, 4>) -> Tensor<B, 4> {
 }
 
 /// The module with its parameters in f32.
-pub(crate) fn as_f32<B: Backend, M: Module<B>>(module: M) -> M {
+pub(crate) fn as_f32<B: DiffusionBackend, M: Module<B>>(module: M) -> M {
     struct ToF32;
-    impl<B: Backend> ModuleMapper<B> for ToF32 {
+    impl<B: DiffusionBackend> ModuleMapper<B> for ToF32 {
         fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
-            param.map(|tensor| tensor.cast(DType::F32))
+            param.map(|tensor| ops::cast(tensor, FloatDType::F32))
         }
     }
     module.map(&mut ToF32)
@@ -175,7 +175,7 @@ pub(crate) fn widens(dtype: DType) -> bool {
 
 /// What `forward` makes of a part of the autoencoder, whose parameters are widened for it if `wide`: one part at a
 /// time, so that no more of the weights are ever there twice.
-pub(crate) fn part<B: Backend, M: Module<B>>(
+pub(crate) fn part<B: DiffusionBackend, M: Module<B>>(
     module: &M,
     wide: bool,
     forward: impl FnOnce(&M) -> Tensor<B, 4>,

@@ -169,7 +169,7 @@ impl DiffusionBackend for Flex {
     ) -> FlexTensor {
         let dtype = x.dtype();
         if dtype != DType::F64
-            && !products::multiplies_halves(dtype)
+            && !products::outrun_winograd(dtype)
             && winograd::applies(&x.shape(), &weight.shape(), stride, padding)
         {
             return narrow(winograd::forward(widen(x), weight, bias.map(widen), padding, cache), dtype);
@@ -190,11 +190,11 @@ impl DiffusionBackend for Flex {
         if dtype == DType::F64 {
             return plain::conv2d_x_backward::<Flex>(x_shape, weight, grad, stride, padding);
         }
-        let halves = products::multiplies_halves(dtype);
-        if !halves && winograd::applies(&x_shape, &weight.shape(), stride, padding) {
+        if !products::outrun_winograd(dtype) && winograd::applies(&x_shape, &weight.shape(), stride, padding)
+        {
             return narrow(winograd::x_backward(&x_shape, weight, widen(grad), padding), dtype);
         }
-        if (halves || stride == 1)
+        if (stride == 1 || products::multiplies_halves(dtype))
             && let Some(y) = products::conv2d_x_backward(&x_shape, &weight, &grad, stride, padding)
         {
             return y;
