@@ -6,7 +6,7 @@ use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use super::elementwise::{contiguous, tensor};
-use super::fast_math::{Kernel, dispatch, exp};
+use super::fast_math::{Kernel, dispatch, exp_below};
 use super::gemm::{Matrix, Shared, product};
 
 /// Elements of one chunk's scores: 1 MiB, so that they stay in the cache between the two products.
@@ -100,12 +100,12 @@ impl<S: Fn(usize) -> usize> Kernel for Exponentials<'_, S> {
             let (blocks, rest) = seen.as_chunks_mut::<LANES>();
             for block in blocks {
                 for (x, sum) in block.iter_mut().zip(&mut sums) {
-                    *x = exp::<FMA>((*x - maximum) * self.scale);
+                    *x = exp_below::<FMA>((*x - maximum) * self.scale);
                     *sum += *x;
                 }
             }
             for (x, sum) in rest.iter_mut().zip(&mut sums) {
-                *x = exp::<FMA>((*x - maximum) * self.scale);
+                *x = exp_below::<FMA>((*x - maximum) * self.scale);
                 *sum += *x;
             }
             self.factors.push(1.0 / sums.iter().sum::<f32>());

@@ -116,6 +116,18 @@ fn polynomial<const FMA: bool, const N: usize>(x: f32, coefficients: [f32; N]) -
 /// Relative error below 2e-7, denormal results included (to their last bit); 0 and infinity beyond; NaN stays.
 #[inline(always)]
 fn exp_sum<const FMA: bool>(x: f32, low: f32) -> f32 {
+    // Comparisons written so that NaN passes.
+    let x = if x > 89.0 { 89.0 } else { x };
+    let x = if x < -104.0 { -104.0 } else { x };
+    let (p, n) = parts::<FMA>(x, low);
+    // 2^n in two factors: one alone has no room for the results that are denormal or just below the largest.
+    let half = n >> 1;
+    p * power_of_two(half) * power_of_two(n.wrapping_sub(half))
+}
+
+/// `p` and `n` of `e^(x + low) = p * 2^n`, `p` between 0.7 and 1.5, for an `x` whose `n` is that of an f32.
+#[inline(always)]
+fn parts<const FMA: bool>(x: f32, low: f32) -> (f32, i32) {
     // 1.5 * 2^23: adding it rounds to the nearest integer, which then stands in the low bits.
     const ROUND: f32 = 12_582_912.0;
     // ln 2 in two parts; the first has nine bits, so that its product with the integer is exact.
@@ -124,18 +136,12 @@ fn exp_sum<const FMA: bool>(x: f32, low: f32) -> f32 {
     // (e^r - 1 - r) / r^2 for |r| <= ln(2) / 2: minimax, error 3e-9 of e^r.
     const TAIL: [f32; 5] = [0.499_999_93, 0.166_665_2, 0.041_668_39, 0.008_368_745, 0.001_381_454];
 
-    // Comparisons written so that NaN passes.
-    let x = if x > 89.0 { 89.0 } else { x };
-    let x = if x < -104.0 { -104.0 } else { x };
     let shifted = mul_add::<FMA>(x, std::f32::consts::LOG2_E, ROUND);
     let n = shifted - ROUND;
     let r = mul_add::<FMA>(n, -LN2_HIGH, x);
     let r = mul_add::<FMA>(n, -LN2_LOW, r) + low;
     let p = mul_add::<FMA>(polynomial::<FMA, 5>(r, TAIL), r * r, r) + 1.0;
-    // 2^n in two factors: one alone has no room for the results that are denormal or just below the largest.
-    let n = shifted.to_bits().wrapping_sub(ROUND.to_bits()) as i32;
-    let half = n >> 1;
-    p * power_of_two(half) * power_of_two(n.wrapping_sub(half))
+    (p, shifted.to_bits().wrapping_sub(ROUND.to_bits()) as i32)
 }
 
 #[inline(always)]
@@ -147,6 +153,19 @@ fn power_of_two(n: i32) -> f32 {
 #[inline(always)]
 pub(super) fn exp<const FMA: bool>(x: f32) -> f32 {
     exp_sum::<FMA>(x, 0.0)
+}
+
+/// `e^x` for `x` of zero or less: [`exp`], but never below the smallest normal number, since what has fewer digits takes a
+/// step more, and processors a hundred cycles.
+#[inline(always)]
+pub(super) fn exp_below<const FMA: bool>(x: f32) -> f32 {
+    /// `ln(2^-126)`, towards zero.
+    const LEAST: f32 = -87.336_54;
+
+    // a comparison that NaN passes
+    let x = if x < LEAST { LEAST } else { x };
+    let (p, n) = parts::<FMA>(x, 0.0);
+    p * power_of_two(n)
 }
 
 /// `1 / (1 + e^-x)` and `1 / (1 + e^x)`: each to a relative error below 3e-7, with no cancellation between them.
@@ -189,4 +208,25 @@ pub(super) fn normal<const FMA: bool>(x: f32) -> (f32, f32) {
     let inverse = 1.0 / (t + 3.0);
     let tail = bell * polynomial::<FMA, 10>((t - 3.0) * inverse, RATIO) * inverse;
     (if x > 0.0 { 1.0 - tail } else { tail }, DENSITY * bell)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exponentials_of_what_is_not_positive_are_those_of_all_numbers() {
+        for i in 0..2_000_000 {
+            let x = -87.336_5 * i as f32 / 2e6;
+            assert_eq!(exp_below::<true>(x).to_bits(), exp::<true>(x).to_bits(), "{x}");
+            assert_eq!(exp_below::<false>(x).to_bits(), exp::<false>(x).to_bits(), "{x}");
+        }
+        for x in [-88.0, -1e30, f32::NEG_INFINITY] {
+            let least = exp_below::<true>(x);
+            let bounds = f32::MIN_POSITIVE..1.001 * f32::MIN_POSITIVE;
+            assert!(bounds.contains(&least), "{x}: {least:e}");
+        }
+        assert_eq!(exp_below::<true>(0.0), 1.0);
+        assert!(exp_below::<true>(f32::NAN).is_nan());
+    }
 }
