@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
+use burn::module::Param;
 use burn::optim::GradientsParams;
 use burn::tensor::{DType, Int, Tensor, TensorData, backend::Backend};
 use clap::{Parser, ValueEnum};
@@ -170,13 +171,13 @@ impl Parity {
             let trained = train(unet, &given, &train_config, folder.path(), &progress)?;
             let losses = given.losses.into_inner();
             let mut outputs = vec![("loss".to_string(), RawTensor::from_f32(vec![losses.len()], losses))];
-            outputs.extend(factors(&trained.model, file, |factor| Some(raw(factor.inner())))?);
+            outputs.extend(factors(&trained.model, file, |factor| Some(raw(factor.val().inner())))?);
             return Ok(outputs);
         }
-        let loss = objective.loss_of(&unet, &samples);
-        let mut outputs = vec![("loss".to_string(), raw(loss.clone().inner()))];
-        let gradients = loss.backward();
-        outputs.extend(factors(&unet, file, |factor| factor.grad(&gradients).map(raw))?);
+        let (loss, gradients) = objective.gradients_of(&unet, &samples);
+        let mut outputs = vec![("loss".to_string(), RawTensor::from_f32(vec![1], vec![loss as f32]))];
+        let gradient = |factor: &Param<Tensor<B, 2>>| gradients.get::<B::InnerBackend, 2>(factor.id).map(raw);
+        outputs.extend(factors(&unet, file, gradient)?);
         Ok(outputs)
     }
 
@@ -306,7 +307,7 @@ impl Parity {
 fn factors<B: DiffusionAutodiff>(
     unet: &UNet2dCondition<B>,
     file: &Path,
-    of: impl Fn(Tensor<B, 2>) -> Option<RawTensor>,
+    of: impl Fn(&Param<Tensor<B, 2>>) -> Option<RawTensor>,
 ) -> Result<Outputs> {
     let keys: BTreeMap<String, [String; 2]> = lora::factor_keys(file)?
         .into_iter()
@@ -320,7 +321,7 @@ fn factors<B: DiffusionAutodiff>(
         };
         let kernel = layer.kernel();
         for (key, factor, is_a) in [(&keys[0], &branch.lora_a, true), (&keys[1], &branch.lora_b, false)] {
-            let Some(mut tensor) = of(factor.val()) else { continue };
+            let Some(mut tensor) = of(factor) else { continue };
             if let Some([kh, kw]) = kernel {
                 let [rows, columns] = [tensor.shape[0], tensor.shape[1]];
                 tensor.shape =

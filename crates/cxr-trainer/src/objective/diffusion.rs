@@ -13,6 +13,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::{Objective, Sample, blocks, loss_and_gradients};
+use crate::gradients::accumulate;
 
 /// A model that predicts the noise in latents, given a condition.
 pub trait Denoise<B: Backend> {
@@ -43,11 +44,21 @@ pub trait Denoise<B: Backend> {
         loss_and_gradients(self, loss(self.denoise(latents, timesteps, conditions)))
     }
 
+    /// What a loss is multiplied by before it goes backward, and its gradients divided by: 1 but where gradients that flow
+    /// through the model would have too few digits.
+    fn loss_scale(&self) -> f64 {
+        1.0
+    }
+
     /// Sets where the masks of adapters with dropout come from; nothing for models without adapters.
     fn set_dropout_step(&mut self, step: DropoutStep) {
         let _ = step;
     }
 }
+
+/// [`Denoise::loss_scale`] of a base in f16, whose numbers lose digits below 6e-5: gradients by a prediction are about that, and
+/// those by what lies before it less. At 65,504 they end, far above a thousand times as much.
+const F16_LOSS_SCALE: f64 = 1024.0;
 
 /// A UNet conditioned on text embeddings that were computed before: `[tokens * width]` each, row by row.
 impl<B: DiffusionBackend> Denoise<B> for UNet2dCondition<B> {
@@ -79,6 +90,10 @@ impl<B: DiffusionBackend> Denoise<B> for UNet2dCondition<B> {
         let hidden = hidden(conditions, &latents.device()).cast(dtype);
         let loss = |predicted: Tensor<B, 4>| loss(predicted.cast(DType::F32));
         blocks::gradients(self, latents.cast(dtype), timesteps, hidden, &loss)
+    }
+
+    fn loss_scale(&self) -> f64 {
+        if self.dtype() == DType::F16 { F16_LOSS_SCALE } else { 1.0 }
     }
 
     fn set_dropout_step(&mut self, step: DropoutStep) {
@@ -234,13 +249,22 @@ impl<B: Backend, M: Denoise<B>> Diffusion<B, M> {
         B: DiffusionAutodiff,
         M: AutodiffModule<B>,
     {
-        if !self.by_block {
-            return loss_and_gradients(model, self.loss_of(model, samples));
+        let scale = model.loss_scale();
+        let scaled = |loss: Tensor<B, 1>| if scale == 1.0 { loss } else { loss.mul_scalar(scale) };
+        let (value, from) = if self.by_block {
+            let noised = self.noised(samples);
+            let conditions: Vec<&M::Condition> = samples.iter().map(|sample| sample.condition).collect();
+            let loss = |predicted| scaled(noised.loss(predicted));
+            model.gradients_by_block(noised.latents.clone(), noised.timesteps.clone(), &conditions, &loss)
+        } else {
+            loss_and_gradients(model, scaled(self.loss_of(model, samples)))
+        };
+        if scale == 1.0 {
+            return (value, from);
         }
-        let noised = self.noised(samples);
-        let conditions: Vec<&M::Condition> = samples.iter().map(|sample| sample.condition).collect();
-        let loss = |predicted| noised.loss(predicted);
-        model.gradients_by_block(noised.latents.clone(), noised.timesteps.clone(), &conditions, &loss)
+        let mut gradients = GradientsParams::new();
+        accumulate::<B, _>(model, &mut gradients, from, 1.0 / scale);
+        (value / scale, gradients)
     }
 
     /// The mean squared error at fixed timesteps with fixed noise, to be followed over a run: every sample once in each of

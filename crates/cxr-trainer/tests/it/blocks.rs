@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::process::{Command, Stdio};
 
-use burn::module::{Module, ModuleVisitor, Param};
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
-use burn::tensor::Tensor;
 use burn::tensor::backend::AutodiffBackend;
+use burn::tensor::{DType, Tensor};
 use cxr_kernels::nn::parameters;
 use cxr_ldm::unet::{UNet2dCondition, UNetConfig};
 use cxr_lora::{LoraConfig, TargetSet};
@@ -67,7 +67,11 @@ fn same_both_ways(mut model: UNet2dCondition<B>, what: &str) -> usize {
 
 /// An adapter whose second factors are not zero, so that every gradient is something.
 fn adapter(config: &LoraConfig) -> UNet2dCondition<B> {
-    let mut model = initialize(UNetConfig::tiny().init::<B>(&Default::default()), 5);
+    adapter_of(initialize(UNetConfig::tiny().init::<B>(&Default::default()), 5), config)
+}
+
+/// The same on a given base.
+fn adapter_of(mut model: UNet2dCondition<B>, config: &LoraConfig) -> UNet2dCondition<B> {
     cxr_lora::attach(&mut model, config, 6).unwrap();
     let flags: BTreeMap<String, bool> =
         parameters::list(&model).into_iter().map(|info| (info.path, info.trainable)).collect();
@@ -104,6 +108,40 @@ fn gradients_by_block_are_those_of_the_whole() {
     };
     assert_ne!(with(true, 0.4), with(true, 0.0));
     assert!((with(true, 0.4) / with(false, 0.4) - 1.0).abs() < 1e-6);
+}
+
+/// All parameters in another dtype.
+struct Cast(DType);
+
+impl ModuleMapper<B> for Cast {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+        param.map(|tensor| tensor.cast(self.0))
+    }
+}
+
+#[test]
+fn gradients_of_an_adapter_keep_their_digits_on_a_base_in_half_precision() {
+    // so many elements that a gradient by one of them, 2e-5, has few digits in f16
+    let samples: Vec<Sample> = (0..3).map(|i| Sample { index: i, position: 7 + i as u64 }).collect();
+    let base = initialize(UNetConfig::tiny().init::<B>(&Default::default()), 5);
+    let gradients = |dtype: DType, by_block: bool| {
+        let rounded = base.clone().map(&mut Cast(DType::F16)).map(&mut Cast(dtype));
+        let mut model = adapter_of(rounded, &LoraConfig::new(3));
+        let objective = Diffusion { by_block, ..diffusion_of(4, [4, 32, 32]) };
+        objective.prepare(&mut model, 7, 2);
+        let (loss, gradients) = objective.gradients(&model, &samples, 2);
+        (loss, by_path(&model, &gradients))
+    };
+    let (loss, expected) = gradients(DType::F32, false);
+    for by_block in [false, true] {
+        let (found_loss, found) = gradients(DType::F16, by_block);
+        assert!((found_loss / loss - 1.0).abs() < 1e-3, "{found_loss}, in f32 {loss}");
+        assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
+        for (path, expected) in &expected {
+            let error = relative(&found[path], expected);
+            assert!(error < 1e-2, "by block {by_block}, {path}: {error}");
+        }
+    }
 }
 
 const BY_BLOCK: &str = "CXR_TRAINER_TEST_BY_BLOCK";
