@@ -107,8 +107,8 @@ def scheduler_alone(name):
     return lambda: loop(SCHEDULERS[name](), 20, latents, lambda x, _: x)
 
 
-def whole_loop():
-    network, hidden, start = unet(), torch.randn(2, *TEXT), torch.randn(1, 4, 16, 16)
+def whole_loop(side):
+    network, hidden, start = unet(), torch.randn(2, *TEXT), torch.randn(1, 4, side, side)
 
     def denoiser(latents, timestep):
         without, with_text = network(torch.cat([latents] * 2), timestep, hidden).sample.chunk(2)
@@ -191,7 +191,8 @@ def units():
     yield "text/encode/2x77", "text", text
     for pixels in (128, 512):
         yield f"unet/guided-step/{pixels}px", "unet", lambda p=pixels: guided_step(unet, TEXT[1], 4, p // 8)
-    yield "loop/dpmpp-2m/4-steps/128px", "denoise", whole_loop
+    yield "loop/dpmpp-2m/4-steps/128px", "denoise", lambda: whole_loop(16)
+    yield "loop/dpmpp-2m/4-steps/512px", "denoise", lambda: whole_loop(64)
     yield "train/step/128px/batch-4/rank-8", "train", training_step
     small_unet = lambda: model("small unet", lambda: UNet2DConditionModel.from_pretrained(EMBEDDED, subfolder="unet"))
     small_vae = lambda: model("small vae", lambda: AutoencoderKL.from_pretrained(EMBEDDED, subfolder="vae"))

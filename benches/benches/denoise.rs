@@ -1,4 +1,4 @@
-//! The denoising loop: four guided steps of Stable Diffusion 1.x at 128 px, and the parts of the loop at the embedded
+//! The denoising loop: four guided steps of Stable Diffusion 1.x at 128 and 512 px, and the parts of the loop at the embedded
 //! model's sizes (64 px, 16 x 16 latents), which are those of `reproduce`.
 //!
 //! Ids are the unit of work, so that runs on several backends have the same ones.
@@ -22,19 +22,26 @@ impl Program for Denoise<'_> {
 
     fn run<B: DiffusionAutodiff>(self, device: B::Device, name: &str) {
         eprintln!("device: {name}");
-        whole_loop::<B::InnerBackend>(self.0, &device);
+        for (unit, side) in [("dpmpp-2m/4-steps/128px", 16), ("dpmpp-2m/4-steps/512px", 64)] {
+            whole_loop::<B::InnerBackend>(self.0, &device, unit, side);
+        }
         embedded::<B::InnerBackend>(self.0, &device);
     }
 }
 
-/// Text embeddings to latents. Four steps: the loop costs the same in each, and more would only take longer.
-fn whole_loop<B: DiffusionBackend>(criterion: &mut Criterion, device: &B::Device) {
+/// Text embeddings to latents of `side` pixels. Four steps: the loop costs the same in each, and more would only take longer.
+fn whole_loop<B: DiffusionBackend>(
+    criterion: &mut Criterion,
+    device: &B::Device,
+    name: &'static str,
+    side: usize,
+) {
     const GUIDANCE: f64 = 7.5;
-    unit::<B, _, 4>(criterion, device, ["loop", "dpmpp-2m/4-steps/128px"], Cost::Long, || {
+    unit::<B, _, 4>(criterion, device, ["loop", name], Cost::Long, || {
         let unet = fill(UNetConfig::sd15().init::<B>(device));
         let schedule = NoiseSchedule::new(NoiseScheduleConfig::sd15()).expect("published settings");
         let hidden = normal::<B, 3>([2, 77, 768], device);
-        let start = normal::<B, 4>([1, 4, 16, 16], device);
+        let start = normal::<B, 4>([1, 4, side, side], device);
         move || {
             let context = unet.prepare(hidden.clone());
             let denoiser = |latents: Tensor<B, 4>, timestep| {
