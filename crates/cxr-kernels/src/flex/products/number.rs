@@ -162,7 +162,7 @@ impl<S: Simd, H: Widened> Number<Vectors<S>> for H {
     #[inline(always)]
     unsafe fn write(sums: &[f32], bias: Bias<'_>, out: *mut Self) {
         // SAFETY: the caller's word.
-        unsafe { narrow(sums, bias, out) }
+        unsafe { narrow::<S, H>(sums, bias, out) }
     }
 }
 

@@ -10,6 +10,7 @@ use burn::tensor::bf16;
 #[cfg(target_arch = "x86_64")]
 use super::super::fast_math::first_lanes;
 use super::super::half::Half;
+use super::product::WIDTH;
 #[cfg(target_arch = "x86_64")]
 use super::simd::Avx512;
 use super::simd::{LANES, Simd};
@@ -50,30 +51,21 @@ pub(super) unsafe fn round(sums: &[f32], bias: Bias<'_>, out: *mut bf16) {
     }
 }
 
-/// Rounds `sums + bias` to `out`.
+/// Rounds `sums + bias` to `out`, as many at a time as a panel has of a row.
 ///
 /// # Safety
-/// `out` must be valid for writing as many elements.
+/// As [`write`].
 #[inline(always)]
-pub(super) unsafe fn narrow<H: Half>(sums: &[f32], bias: Bias<'_>, out: *mut H) {
-    /// What a panel has of a row.
-    const AT_ONCE: usize = 64;
-
-    let mut whole = [0.0; AT_ONCE];
-    for (at, sums) in sums.chunks(AT_ONCE).enumerate() {
-        let whole = &mut whole[..sums.len()];
-        match bias {
-            Bias::Each(bias) => {
-                let biases = &bias[at * AT_ONCE..][..sums.len()];
-                whole.iter_mut().zip(sums).zip(biases).for_each(|((to, sum), bias)| *to = sum + bias);
-            }
-            Bias::All(bias) => whole.iter_mut().zip(sums).for_each(|(to, sum)| *to = sum + bias),
-        }
-        // SAFETY: the caller's word.
+pub(super) unsafe fn narrow<S: Simd, H: Half>(sums: &[f32], bias: Bias<'_>, out: *mut H) {
+    let mut whole = [0.0; WIDTH];
+    for (at, sums) in sums.chunks(WIDTH).enumerate() {
+        let start = at * WIDTH;
+        // SAFETY: the caller's word; `whole` has room for a chunk.
         let out = unsafe {
-            std::slice::from_raw_parts_mut(out.add(at * AT_ONCE).cast::<MaybeUninit<H>>(), sums.len())
+            write::<S>(sums, bias.from(start), whole.as_mut_ptr());
+            std::slice::from_raw_parts_mut(out.add(start).cast::<MaybeUninit<H>>(), sums.len())
         };
-        H::narrow(whole, out);
+        H::narrow(&whole[..sums.len()], out);
     }
 }
 
@@ -87,6 +79,15 @@ pub(super) enum Bias<'a> {
 }
 
 impl Bias<'_> {
+    /// For the sums from `start` on.
+    #[inline(always)]
+    fn from(self, start: usize) -> Self {
+        match self {
+            Self::Each(bias) => Self::Each(&bias[start..]),
+            Self::All(_) => self,
+        }
+    }
+
     /// For the first `count` of sixteen sums, from `start` on.
     ///
     /// # Panics
@@ -96,9 +97,8 @@ impl Bias<'_> {
     /// The processor must have the instructions.
     #[inline(always)]
     unsafe fn load<S: Simd>(self, start: usize, count: usize) -> S::Words {
-        match self {
+        match self.from(start) {
             Self::Each(bias) => {
-                let bias = &bias[start..];
                 assert!(bias.len() >= count.min(LANES), "a bias for every sum");
                 // SAFETY: so many are there.
                 unsafe { S::load_first(bias.as_ptr(), count) }
